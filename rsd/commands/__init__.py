@@ -1,0 +1,1 @@
+"""One file a command: they read, they ask, they print."""

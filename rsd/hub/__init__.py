@@ -1,0 +1,1 @@
+"""The process that thinks: watcher, throttle, supervisor and the pure brain."""

@@ -1,0 +1,475 @@
+"""Everything that crosses a process: tasks and replies of the workers, talk with the writer.
+
+Messages are frozen structs, tagged by `kind`, encoded as JSON. What the writer keeps for ever is
+in `facts.py`, what both are made of in `vocabulary.py`. Paths are raw bytes relative to the image
+folder, because file names need not be UTF-8 (JSON carries them as base64).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+from rsd.facts import Numbered, ProfileLearned, StepChosen
+from rsd.vocabulary import (
+    CallError,
+    Candidate,
+    Grade,
+    ImageId,
+    ImageInfo,
+    Profile,
+    Recipe,
+    SamplingParams,
+    Usage,
+)
+
+#: Unique within one life of the hub.
+LeaseId = int
+
+# ------------------------------------------------------------- tasks: from the hub to a worker
+
+
+class Endpoint(Struct, frozen=True, kw_only=True):
+    """One model server, as a worker needs to know it. Holds the key: never log, never store."""
+
+    url: str  #: base URL, up to and with `/v1`
+    key: str
+    timeout: float  #: seconds for a whole call
+    ca_file: str = ""
+
+    def __repr__(self) -> str:
+        return f"Endpoint({self.url!r})"
+
+
+class Configure(Struct, frozen=True, kw_only=True, tag_field="kind", tag="configure"):
+    """First message to every worker, and again after a reload."""
+
+    endpoints: tuple[Endpoint, ...]
+    image_dir: bytes
+    spool_dir: str
+    max_pixels: int
+    max_file_bytes: int
+    min_side: int
+    max_aspect: float
+    background: str  #: `auto`, `white` or `black`, for transparent pictures
+    log_level: str = "INFO"
+
+
+class Prepare(Struct, frozen=True, kw_only=True, tag_field="kind", tag="prepare"):
+    """Verify, hash and orient a picture, and write the exact bytes to send into the spool."""
+
+    image: ImageId
+    path: bytes
+
+
+class Generate(Struct, frozen=True, kw_only=True, tag_field="kind", tag="generate"):
+    """One chat completion; `n = len(samples)`, sample k carrying `seed + k`."""
+
+    image: ImageId
+    sha256: str  #: names the spool file
+    samples: tuple[int, ...]  #: consecutive candidate indices
+    round: int
+    prompt_key: str
+    prompt: str
+    params: SamplingParams
+    seed: int  #: of the first sample
+    max_tokens: int
+    endpoint: str
+    model: str
+    profile: Profile
+
+
+class Answer(Struct, frozen=True, kw_only=True):
+    """A candidate as the grader gets it: neither prompt name nor parameters."""
+
+    index: int
+    number: int  #: which grade of this candidate is asked for
+    content: str
+
+
+class Judge(Struct, frozen=True, kw_only=True, tag_field="kind", tag="judge"):
+    """Score one answer, or several in one call when the template is listwise."""
+
+    image: ImageId
+    sha256: str
+    round: int
+    template: str
+    answers: tuple[Answer, ...]
+    endpoint: str
+    model: str
+    profile: Profile
+    max_tokens: int
+    reasoning_effort: str = ""
+    shuffle_seed: str = ""  #: order of a listwise call, from (sha256, round, first index, number)
+
+
+class Probe(Struct, frozen=True, kw_only=True, tag_field="kind", tag="probe"):
+    """Ask an endpoint which models it serves; optionally try whether sampling parameters work."""
+
+    endpoint: str
+    model: str  #: wanted model, "" = the only served one
+    sampling: bool = False  #: also the same seed twice and another seed (three tiny calls)
+
+
+Task = Prepare | Generate | Judge | Probe
+
+
+class Lease(Struct, frozen=True, kw_only=True, tag_field="kind", tag="lease"):
+    """A task lent to one worker."""
+
+    lease: LeaseId
+    task: Task
+
+
+class Drop(Struct, frozen=True, kw_only=True, tag_field="kind", tag="drop"):
+    """The image is finished: forget its encoded bytes."""
+
+    sha256: str
+
+
+ToWorker = Configure | Lease | Drop
+
+
+# --------------------------------------------------------------- replies: from a worker to the hub
+
+
+class WorkerReady(Struct, frozen=True, kw_only=True, tag_field="kind", tag="ready"):
+    """The worker has its configuration and takes leases."""
+
+    pid: int
+
+
+class Decoding(Struct, frozen=True, kw_only=True, tag_field="kind", tag="decoding"):
+    """Pillow is about to touch this picture; a death before the reply is the picture's fault."""
+
+    lease: LeaseId
+    image: ImageId
+
+
+class Prepared(Struct, frozen=True, kw_only=True, tag_field="kind", tag="prepared"):
+    """The picture is in the spool."""
+
+    lease: LeaseId
+    image: ImageId
+    info: ImageInfo
+
+
+class Completion(Struct, frozen=True, kw_only=True):
+    """One choice of a chat completion."""
+
+    content: str
+    finish_reason: str
+    refusal: str = ""
+
+
+class Generated(Struct, frozen=True, kw_only=True, tag_field="kind", tag="generated"):
+    """The answers of one call, in the order of its samples; there may be fewer than asked."""
+
+    lease: LeaseId
+    completions: tuple[Completion, ...]
+    usage: Usage  #: of the whole call
+    seconds: float
+    model: str  #: as the server names it
+    timestamp: float
+
+
+class Judgement(Struct, frozen=True, kw_only=True):
+    """One score out of a grading call."""
+
+    index: int
+    number: int
+    score: float
+    explanation: str
+
+
+class Graded(Struct, frozen=True, kw_only=True, tag_field="kind", tag="graded"):
+    """The scores of one call; answers of the task that are missing here were unparsable."""
+
+    lease: LeaseId
+    judgements: tuple[Judgement, ...]
+    usage: Usage
+    seconds: float
+    model: str
+    timestamp: float
+
+
+class Probed(Struct, frozen=True, kw_only=True, tag_field="kind", tag="probed"):
+    """An endpoint answered."""
+
+    lease: LeaseId
+    model: str  #: the model to ask for
+    models: tuple[str, ...]
+    max_model_len: int | None = None
+    warning: str = ""  #: e.g. that seeds take no effect
+
+
+class Failed(Struct, frozen=True, kw_only=True, tag_field="kind", tag="failed"):
+    """The task ended with a classified error."""
+
+    lease: LeaseId
+    error: CallError
+    seconds: float = 0.0
+    usage: Usage = Usage()  #: a truncated or unparsable answer is paid for all the same
+
+
+class Crashed(Struct, frozen=True, kw_only=True, tag_field="kind", tag="crashed"):
+    """A bug in a worker: the traceback went to the log, the worker exits."""
+
+    lease: LeaseId | None
+    traceback: str
+
+
+FromWorker = WorkerReady | Decoding | Prepared | Generated | Graded | Probed | Failed | Crashed
+
+
+# ------------------------------------------------------------- questions and answers of the writer
+
+
+class Open(Struct, frozen=True, kw_only=True, tag_field="kind", tag="open"):
+    """First message to the writer: where everything lies, and whether to send what it remembers."""
+
+    state_dir: str
+    output_dir: str
+    recover: bool  #: False for a writer that replaces a dead one under a living hub
+    checkpoint_interval: int
+    summary: SummaryConfig
+    log_level: str = "INFO"
+
+
+class SummaryConfig(Struct, frozen=True, kw_only=True):
+    """What `summary.json` repeats of the settings, and the prices per million tokens."""
+
+    image_dir: str
+    prompt_keys: tuple[str, ...]
+    score_threshold: float
+    temperature_range: tuple[float, ...]
+    top_p_range: tuple[float, ...]
+    top_k_range: tuple[int, ...]
+    price_generator_input: float | None = None
+    price_generator_output: float | None = None
+    price_grader_input: float | None = None
+    price_grader_output: float | None = None
+
+
+class ReadBacklog(Struct, frozen=True, kw_only=True, tag_field="kind", tag="read_backlog"):
+    """Up to `count` queued images with a queue number above `after`."""
+
+    query: int
+    after: int
+    count: int
+
+
+class FindContent(Struct, frozen=True, kw_only=True, tag_field="kind", tag="find_content"):
+    """Which image owns these bytes?"""
+
+    query: int
+    sha256: str
+
+
+class FileStat(Struct, frozen=True, kw_only=True):
+    """A file as the watcher sees it."""
+
+    path: bytes
+    size: int
+    mtime_ns: int
+
+
+class ComparePaths(Struct, frozen=True, kw_only=True, tag_field="kind", tag="compare_paths"):
+    """Which of these files are new or differ from what is known? (one slice of a rescan)"""
+
+    query: int
+    files: tuple[FileStat, ...]
+
+
+class ListPending(Struct, frozen=True, kw_only=True, tag_field="kind", tag="list_pending"):
+    """Paths of undecided images, a page at a time, for the rescan to see which are gone."""
+
+    query: int
+    after: int  #: queue number; 0 starts with the active ones
+    count: int
+
+
+class FindImages(Struct, frozen=True, kw_only=True, tag_field="kind", tag="find_images"):
+    """Resolve a retry request: one path, or all images of a status (`failed`, `low`)."""
+
+    query: int
+    path: bytes = b""
+    status: str = ""
+
+
+class Ping(Struct, frozen=True, kw_only=True, tag_field="kind", tag="ping"):
+    """Are you alive? Answered also while idle and while waiting for disk space."""
+
+    query: int
+
+
+class Resettle(Struct, frozen=True, kw_only=True, tag_field="kind", tag="settings"):
+    """After a reload: what the summary repeats."""
+
+    summary: SummaryConfig
+    checkpoint_interval: int
+
+
+class Close(Struct, frozen=True, kw_only=True, tag_field="kind", tag="close"):
+    """Commit, drain the outbox, write the summary, exit 0."""
+
+
+Query = ReadBacklog | FindContent | ComparePaths | ListPending | FindImages | Ping
+ToWriter = Open | Numbered | Query | Resettle | Close
+
+
+class Stats(Struct, kw_only=True):
+    """Exact counters; they change only in the transaction of the fact that changes them."""
+
+    seen: int = 0
+    queued: int = 0
+    active: int = 0
+    high_quality: int = 0
+    low_quality: int = 0
+    failed: int = 0
+    duplicate: int = 0
+    withdrawn: int = 0
+    generated: int = 0  #: candidates stored
+    graded: int = 0  #: candidates with at least one grade
+    sample_failures: int = 0
+    grading_failures: int = 0
+    grades: int = 0
+    decided: int = 0  #: decisions ever made (an image decided twice counts twice)
+    generation_time: float = 0.0  #: seconds, summed over calls
+    grading_time: float = 0.0
+    generator_input_tokens: int = 0
+    generator_output_tokens: int = 0
+    grader_input_tokens: int = 0
+    grader_output_tokens: int = 0
+    backlog_high: int = 0  #: highest queue number ever given
+    outbox: int = 0  #: results not yet on disk
+
+
+class ImageHistory(Struct, frozen=True, kw_only=True):
+    """All that is known of an image whose work is to be continued."""
+
+    image: ImageId
+    path: bytes
+    version: int
+    sha256: str
+    info: ImageInfo
+    config: str
+    decision: int  #: number of decisions made so far
+    allotment: int  #: 1, plus one for each `retry --low`
+    steps: tuple[StepChosen, ...]
+    candidates: tuple[Candidate, ...]
+    grades: tuple[Grade, ...]
+    failed_samples: tuple[int, ...]
+    failed_grades: tuple[tuple[int, int], ...]  #: (candidate index, grade number)
+
+
+class QueuedImage(Struct, frozen=True, kw_only=True):
+    """One row of the backlog."""
+
+    queue_seq: int
+    image: ImageId
+    path: bytes
+    version: int
+    #: `queued`, or the class of an image whose file changed (`high_quality`, `failed`, ...)
+    status: str
+    sha256: str = ""  #: of the bytes last prepared at this path, "" when never
+    crashes: int = 0  #: workers that died decoding it
+    history: ImageHistory | None = None
+    continues: bool = False  #: with history: finish on the stored recipe (withdrawn and back again)
+
+
+class WriterUp(Struct, frozen=True, kw_only=True, tag_field="kind", tag="writer_up"):
+    """The store is open; after a `recover`, all `Recovered` messages came before this one."""
+
+    pid: int
+    stats: Stats
+    profiles: tuple[ProfileLearned, ...]
+
+
+class Recovered(Struct, frozen=True, kw_only=True, tag_field="kind", tag="recovered"):
+    """An image that was active when the last hub ended, with the recipe it finishes on."""
+
+    history: ImageHistory
+    recipe: Recipe
+
+
+class Committed(Struct, frozen=True, kw_only=True, tag_field="kind", tag="committed"):
+    """All facts up to `seq` are durable."""
+
+    seq: int
+    stats: Stats
+
+
+class BacklogPage(Struct, frozen=True, kw_only=True, tag_field="kind", tag="backlog_page"):
+    """Queued images in queue order; fewer than asked means that the end was reached."""
+
+    query: int
+    images: tuple[QueuedImage, ...]
+    recipes: dict[str, Recipe] = {}  #: by fingerprint, of the images with a history
+
+
+class ContentFound(Struct, frozen=True, kw_only=True, tag_field="kind", tag="content_found"):
+    """The image that first had these bytes, or none."""
+
+    query: int
+    sha256: str
+    owner: ImageId | None
+
+
+class PathsCompared(Struct, frozen=True, kw_only=True, tag_field="kind", tag="paths_compared"):
+    """The files of a slice that are new or changed."""
+
+    query: int
+    changed: tuple[FileStat, ...]
+
+
+class PendingListed(Struct, frozen=True, kw_only=True, tag_field="kind", tag="pending_listed"):
+    """A page of (queue number, path); an empty page is the end."""
+
+    query: int
+    paths: tuple[tuple[int, bytes], ...]
+
+
+class ImagesFound(Struct, frozen=True, kw_only=True, tag_field="kind", tag="images_found"):
+    """The images that a retry request means."""
+
+    query: int
+    images: tuple[ImageId, ...]
+
+
+class Pong(Struct, frozen=True, kw_only=True, tag_field="kind", tag="pong"):
+    """The writer lives; `blocked` says why it cannot write, "" when it can."""
+
+    query: int
+    blocked: str = ""
+
+
+class WriterBlocked(Struct, frozen=True, kw_only=True, tag_field="kind", tag="writer_blocked"):
+    """The disk refuses (full, read-only, I/O error); nothing is lost, the writer tries again.
+
+    An empty reason says that it writes again.
+    """
+
+    reason: str
+
+
+FromWriter = (
+    WriterUp
+    | Recovered
+    | Committed
+    | BacklogPage
+    | ContentFound
+    | PathsCompared
+    | PendingListed
+    | ImagesFound
+    | Pong
+    | WriterBlocked
+)
+
+to_worker_decoder: Final = msgspec.json.Decoder(ToWorker)
+from_worker_decoder: Final = msgspec.json.Decoder(FromWorker)
+to_writer_decoder: Final = msgspec.json.Decoder(ToWriter)
+from_writer_decoder: Final = msgspec.json.Decoder(FromWriter)
+encode: Final = msgspec.json.encode

@@ -1,0 +1,1 @@
+"""A vLLM server and a grader, played on this machine."""

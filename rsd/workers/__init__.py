@@ -1,0 +1,1 @@
+"""The processes that call models: generators and graders."""

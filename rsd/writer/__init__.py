@@ -1,0 +1,1 @@
+"""The process that remembers: LMDB and every file the user sees."""
