@@ -135,6 +135,14 @@ ToWorker = Configure | Lease | Drop
 # --------------------------------------------------------------- replies: from a worker to the hub
 
 
+class LogLine(Struct, frozen=True, kw_only=True, tag_field="kind", tag="log"):
+    """A log record of a child; the hub alone writes stderr and the log file."""
+
+    level: int
+    logger: str
+    text: str
+
+
 class WorkerReady(Struct, frozen=True, kw_only=True, tag_field="kind", tag="ready"):
     """The worker has its configuration and takes leases."""
 
@@ -215,13 +223,15 @@ class Failed(Struct, frozen=True, kw_only=True, tag_field="kind", tag="failed"):
 
 
 class Crashed(Struct, frozen=True, kw_only=True, tag_field="kind", tag="crashed"):
-    """A bug in a worker: the traceback went to the log, the worker exits."""
+    """A bug in a worker, met while it held this lease; the worker goes on."""
 
     lease: LeaseId | None
     traceback: str
 
 
-FromWorker = WorkerReady | Decoding | Prepared | Generated | Graded | Probed | Failed | Crashed
+FromWorker = (
+    LogLine | WorkerReady | Decoding | Prepared | Generated | Graded | Probed | Failed | Crashed
+)
 
 
 # ------------------------------------------------------------- questions and answers of the writer
@@ -456,7 +466,8 @@ class WriterBlocked(Struct, frozen=True, kw_only=True, tag_field="kind", tag="wr
 
 
 FromWriter = (
-    WriterUp
+    LogLine
+    | WriterUp
     | Recovered
     | Committed
     | BacklogPage

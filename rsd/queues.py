@@ -2,8 +2,8 @@
 
 `multiprocessing.Queue` shares one pipe and one lock among all consumers; a SIGKILL at the wrong
 moment leaves the lock taken for ever (cpython issues 96062 and 87971). A mailbox is two one-way
-pipes that belong to one worker alone: whoever dies, the other end sees EOF and the siblings see nothing.
-Frames are JSON bytes, never pickle.
+pipes that belong to one worker alone: whoever dies, the other end sees EOF and the siblings see
+nothing. Frames are JSON bytes, never pickle.
 """
 
 from __future__ import annotations
