@@ -242,6 +242,7 @@ class Open(Struct, frozen=True, kw_only=True, tag_field="kind", tag="open"):
 
     state_dir: str
     output_dir: str
+    life: str  #: of the hub; facts are numbered within it
     recover: bool  #: False for a writer that replaces a dead one under a living hub
     checkpoint_interval: int
     summary: SummaryConfig
