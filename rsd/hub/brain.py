@@ -1,0 +1,421 @@
+"""The life of an image, from its start to its decision. Pure: events in, actions out.
+
+Knows no clock (times come with the events), no file, no socket, no process. What happens before an
+image is active is in `intake.py`; which candidates are drawn in `sampling.py`; who works on what in
+`dispatch.py`; what an error means for its item in `work.py`, for its endpoint in `limits.py`.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from rsd.errors import ErrorClass
+from rsd.facts import (
+    CandidateGraded,
+    CandidateMade,
+    ConfigStored,
+    Fact,
+    ImageGone,
+    ImageStarted,
+)
+from rsd.hub.answers import candidates_of, grades_of
+from rsd.hub.dispatch import Dispatcher
+from rsd.hub.events import (
+    Action,
+    DrainRequested,
+    Event,
+    FilesSeen,
+    Finished,
+    HostPressure,
+    PathsGone,
+    Policy,
+    PolicyChanged,
+    Replied,
+    RetryAsked,
+    ScanDone,
+    Started,
+    Tick,
+    WorkerGone,
+    WorkerUp,
+)
+from rsd.hub.intake import Intake
+from rsd.hub.journal import Journal
+from rsd.hub.limits import EndpointLimit
+from rsd.hub.progress import ActiveImage, requests_per_image
+from rsd.hub.rounds import Rounds
+from rsd.hub.work import (
+    GENERATE,
+    JUDGE,
+    PREPARE,
+    PROBE,
+    GiveUp,
+    Retry,
+    Split,
+    Work,
+    after_failure,
+)
+from rsd.messages import (
+    BacklogPage,
+    Committed,
+    ContentFound,
+    Crashed,
+    Decoding,
+    Failed,
+    Generate,
+    Generated,
+    Graded,
+    Judge,
+    Prepare,
+    Prepared,
+    Probed,
+    QueuedImage,
+    Recovered,
+    Task,
+)
+from rsd.profiles import adapt
+from rsd.vocabulary import CallError, ImageId, ImageInfo
+
+#: Classes by which a server shows that it works, whatever it thinks of the probe.
+ALIVE = {
+    ErrorClass.UNSUPPORTED,
+    ErrorClass.TOO_BIG,
+    ErrorClass.REFUSED,
+    ErrorClass.TRUNCATED,
+    ErrorClass.BAD_REPLY,
+}
+
+
+class Brain:
+    """`handle(event, now, wall)` is the only door; it returns what is to be done."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.journal = Journal()
+        self.dispatch = Dispatcher(policy)
+        self.intake = Intake(policy, self.journal, self.dispatch)
+        self.rounds = Rounds(policy, self.journal, self.dispatch)
+        self.draining = False
+        self._stored: set[str] = set()  # recipes that the writer has
+        self._started = self._finished = False
+        self._scan_done = not policy.once
+        self._requests = requests_per_image(policy.recipe, policy.max_n)
+
+    def handle(self, event: Event, now: float, wall: float) -> list[Action]:
+        """`now`: monotonic seconds; `wall`: Unix time, stored in facts and never compared."""
+        self.journal.begin(now, wall)
+        match event:
+            case WorkerUp(worker=worker, role=role, slots=slots):
+                self.dispatch.leases.join(worker, role, slots)
+            case WorkerGone(worker=worker):
+                self._worker_gone(worker)
+            case Replied(worker=worker, reply=Decoding(lease=lease, image=image)):
+                self.dispatch.leases.decoding(worker, lease, image)
+            case Replied(worker=worker, reply=reply) if not isinstance(reply, Decoding):
+                self._replied(worker, reply)
+            case FilesSeen(facts=facts) | RetryAsked(facts=facts):
+                for fact in facts:
+                    self.journal.persist(fact)
+            case PathsGone(facts=facts):
+                self._gone(facts)
+            case Recovered(history=history, recipe=recipe):
+                self._stored.add(recipe.fingerprint)
+                self.rounds.activate(ActiveImage.from_history(history, recipe))
+            case Started(backlog_high=high, profiles=profiles):
+                self._started, self.intake.backlog_high = True, high
+                self.dispatch.restore(profiles)
+            case Committed(seq=seq, stats=stats):
+                self.journal.acknowledge(seq)
+                self.intake.backlog_high = max(self.intake.backlog_high, stats.backlog_high)
+                self.rounds.durable(seq)
+            case BacklogPage():
+                self.intake.page(event)
+            case ContentFound(sha256=sha256, owner=owner):
+                self.intake.content_found(sha256, owner, self._start)
+            case ScanDone(only=only):
+                self._scan_done, self.intake.only = True, only
+            case HostPressure(level=level):
+                self.dispatch.set_level(level, now)
+            case PolicyChanged(policy=policy):
+                self.policy = self.intake.policy = self.rounds.policy = policy
+                self.dispatch.configure(policy)
+                self._requests = requests_per_image(policy.recipe, policy.max_n)
+            case DrainRequested():
+                self.draining = True
+            case Tick():
+                self._expire()
+        self._move_on()
+        return self.journal.out
+
+    # --------------------------------------------------------------------------------- the cycle
+
+    def _move_on(self) -> None:
+        if self.draining or not self._started:
+            return
+        now = self.journal.now
+        self.dispatch.due(now)
+        self.rounds.start_steps()
+        if self._scan_done:
+            planned = self.dispatch.planned("generate")
+            planned += self.rounds.starting * self._requests
+            self.intake.admit(len(self.rounds.images), planned, self._requests)
+        if not self.journal.full:
+            self.journal.out += self.dispatch.assign_probes(now)
+            self.journal.out += self.dispatch.assign(now, self._task)
+            self.journal.out += self.dispatch.assign_prepares(now, self._prepare_task)
+        idle = self.intake.idle and not self.rounds.images and not self.journal.unacknowledged
+        if self.policy.once and self._scan_done and idle and not self._finished:
+            self._finished = True
+            self.journal.out.append(Finished())
+
+    def _prepare_task(self, work: Work) -> Task | None:
+        if not work.respool:
+            return self.intake.task(work)
+        image = self.rounds.images.get(work.image)
+        return None if image is None else Prepare(image=image.image, path=image.path)
+
+    def _task(self, work: Work, endpoint: EndpointLimit) -> Task | None:
+        image = self.rounds.images.get(work.image)
+        if image is None:
+            return None
+        if work.kind == JUDGE:
+            first = work.indices[0]
+            image.grader = endpoint.url
+            return Judge(
+                image=image.image,
+                sha256=image.sha256,
+                round=image.draws[first].round,
+                template=image.recipe.grading_template,
+                answers=image.answers(work.indices, work.number),
+                endpoint=endpoint.url,
+                model=endpoint.model,
+                profile=endpoint.profile,
+                max_tokens=int(self.policy.grade_tokens * work.token_factor),
+                reasoning_effort=self.policy.reasoning_effort,
+                reduced=work.reduced,
+                shuffle_seed=f"{image.sha256}:{image.draws[first].round}:{first}:{work.number}",
+            )
+        if len(work.indices) > 1 and not endpoint.profile.multiple:
+            self.rounds.split(work)
+            return None
+        draw = image.draws[work.indices[0]].planned
+        image.endpoint = endpoint.url
+        return Generate(
+            image=image.image,
+            sha256=image.sha256,
+            samples=work.indices,
+            round=image.draws[work.indices[0]].round,
+            prompt_key=draw.arm.prompt_key,
+            prompt=image.recipe.prompts[draw.arm.prompt_key],
+            params=draw.arm.params,
+            seed=draw.seed,
+            max_tokens=max(1, int(image.recipe.max_tokens * work.token_factor)),
+            endpoint=endpoint.url,
+            model=endpoint.model,
+            profile=endpoint.profile,
+            reduced=work.reduced,
+        )
+
+    # ------------------------------------------------------------------------- start of an image
+
+    def _start(self, queued: QueuedImage, info: ImageInfo, mine: ImageId, version: int) -> None:
+        recipe = self.policy.recipe
+        history = queued.history if mine == queued.image else None
+        if history is not None and queued.continues:
+            recipe = self.intake.recipes.get(history.config, recipe)
+        if history is not None:
+            image = ActiveImage.from_history(history, recipe, info)
+        else:
+            image = ActiveImage(mine, queued.path, version, info, recipe, recipe.fingerprint)
+        if image.config not in self._stored:
+            self._stored.add(image.config)
+            self.journal.persist(ConfigStored(recipe=recipe), size=16_384)
+        self.journal.persist(
+            ImageStarted(
+                image=mine,
+                queued_as=queued.image,
+                queue_seq=queued.queue_seq,
+                path=queued.path,
+                version=version,
+                info=info,
+                config=image.config,
+                time=self.journal.wall,
+            )
+        )
+        self.rounds.activate(image)
+
+    def _gone(self, facts: tuple[Fact, ...]) -> None:
+        paths = {f.path for f in facts if isinstance(f, ImageGone)}
+        for fact in facts:
+            self.journal.persist(fact)
+        self.intake.gone(paths)
+        for image in [i for i in self.rounds.images.values() if i.path in paths]:
+            self.rounds.cancel(image)
+            self.journal.ended(image.image, image.path, "withdrawn", "file_removed")
+
+    # ------------------------------------------------------------------------------------ replies
+
+    def _replied(
+        self, worker: str, reply: Prepared | Generated | Graded | Probed | Failed | Crashed
+    ) -> None:
+        work = self.dispatch.settle(worker, reply.lease) if reply.lease is not None else None
+        if isinstance(reply, Crashed):
+            self.journal.say("error", f"a bug in worker {worker}:\n{reply.traceback}")
+        if work is None:
+            return
+        endpoint = self.dispatch.endpoint(work)
+        if endpoint is not None and isinstance(reply, Generated | Graded):
+            endpoint.succeeded(self.journal.now)
+        match reply:
+            case Prepared(info=info) if work.respool:
+                self._respooled(work, info)
+            case Prepared(info=info):
+                self.intake.prepared(work, info, self.rounds.contents)
+            case Generated():
+                self._generated(work, reply)
+            case Graded():
+                self._graded(work, reply)
+            case Probed():
+                self._probed(work, reply)
+            case Failed(error=error):
+                self._failed(work, error)
+            case Crashed(traceback=text):
+                message = text.strip().rpartition("\n")[2][:300]
+                self._failed(
+                    work, CallError(error=ErrorClass.BAD_REPLY, message=message, reason="bug")
+                )
+
+    def _generated(self, work: Work, reply: Generated) -> None:
+        image = self.rounds.images.get(work.image)
+        if image is None:
+            return
+        made, failed = candidates_of(work, reply, image)
+        for candidate in made:
+            image.draws[candidate.index].candidate = candidate
+            size = 512 + len(candidate.content)
+            self.journal.persist(CandidateMade(image=image.image, candidate=candidate), size)
+        for index, error in failed:
+            self.rounds.sample_failed(image, index, error)
+        missing = work.indices[len(reply.completions) :]
+        if missing:
+            endpoint = self.dispatch.endpoint(work)
+            if endpoint is not None and endpoint.profile.multiple:
+                single = msgspec.structs.replace(endpoint.profile, multiple=False)
+                self.dispatch.learn(endpoint, single, self.journal)
+            for index in missing:
+                self.rounds.queue(image, GENERATE, (index,))
+        for indices, number in image.to_judge(work.indices):
+            self.rounds.queue(image, JUDGE, indices, number)
+        self.rounds.check_barrier(image)
+
+    def _graded(self, work: Work, reply: Graded) -> None:
+        image = self.rounds.images.get(work.image)
+        if image is None:
+            return
+        for grade in grades_of(work, reply):
+            draw = image.draws.get(grade.index)
+            if draw is not None and grade.number not in draw.grades:
+                draw.grades[grade.number] = grade.score
+                size = 512 + len(grade.explanation)
+                self.journal.persist(CandidateGraded(image=image.image, grade=grade), size)
+        if any(work.number in image.draws[i].missing() for i in work.indices):
+            error = CallError(
+                error=ErrorClass.BAD_REPLY,
+                message="the grader left out a candidate of the list",
+                reason="unparsable",
+            )
+            self._failed(work, error)
+        else:
+            self.rounds.check_barrier(image)
+
+    def _probed(self, work: Work, reply: Probed) -> None:
+        endpoint = self.dispatch.endpoint(work)
+        if endpoint is None:
+            return
+        endpoint.probed(self.journal.now, model=reply.model, max_model_len=reply.max_model_len)
+        self.dispatch.sampling_probed(endpoint.url)
+        self.journal.say("info", f"{endpoint.url} answers, model {reply.model}")
+        if reply.warning:
+            self.journal.say("warning", f"{endpoint.url}: {reply.warning}")
+
+    def _respooled(self, work: Work, info: ImageInfo) -> None:
+        image = self.rounds.images.get(work.image)
+        if image is None:
+            return
+        if info.sha256 != image.sha256:
+            self.rounds.end_without_result(image, "withdrawn", "file_changed")
+            return
+        for parked in image.parked:
+            self.dispatch.add(parked, front=True)
+        image.parked.clear()
+
+    # ------------------------------------------------------------------------------------- errors
+
+    def _failed(self, work: Work, error: CallError) -> None:
+        now, endpoint = self.journal.now, self.dispatch.endpoint(work)
+        if work.kind == PREPARE:
+            self._prepare_failed(work, error)
+            return
+        if work.kind == PROBE:
+            if endpoint is not None and error.error in ALIVE:
+                endpoint.probed(now, model=endpoint.model, max_model_len=None)
+            elif endpoint is not None:
+                self.dispatch.endpoint_failed(endpoint, error, self.journal)
+            return
+        image = self.rounds.images.get(work.image)
+        if image is None:
+            return
+        if error.reason == "spool_missing":
+            if not image.parked:
+                respool = Work(kind=PREPARE, image=image.image, respool=True)
+                self.dispatch.add(respool, front=True)
+            image.parked.append(work)
+            return
+        others = endpoint is not None and endpoint.answered > work.answered_before
+        if endpoint is not None:
+            self.dispatch.endpoint_failed(endpoint, error, self.journal)
+        if error.error is ErrorClass.UNSUPPORTED:
+            adapted = adapt(endpoint.profile, error) if endpoint is not None else None
+            if endpoint is None or adapted is not None or work.profile != endpoint.profile:
+                if endpoint is not None and work.profile == endpoint.profile and adapted:
+                    self.dispatch.learn(endpoint, adapted, self.journal)
+                self.dispatch.add(work, front=True)
+                return
+            verdict: Retry | Split | GiveUp = GiveUp()
+        else:
+            verdict = after_failure(work, error, others, now, self.policy)
+        image.last_error = f"{error.error.value}: {error.message or error.reason}"
+        match verdict:
+            case Retry(at=at):
+                self.dispatch.later(work, at)
+            case Split():
+                self.rounds.split(work)
+            case GiveUp():
+                self.rounds.give_up(image, work, error)
+
+    def _prepare_failed(self, work: Work, error: CallError) -> None:
+        if not work.respool:
+            self.intake.failed(work, error)
+            return
+        image = self.rounds.images.get(work.image)
+        if image is not None:
+            status = "withdrawn" if error.reason == "vanished" else "failed"
+            self.rounds.end_without_result(image, status, error.reason, error.message)
+
+    def _worker_gone(self, worker: str) -> None:
+        works, decoding = self.dispatch.leave(worker)
+        convicted = decoding is not None and self.intake.crashed(decoding)
+        for work in works:
+            if work.kind != PROBE and not (convicted and work.image == decoding):
+                self.dispatch.add(work, front=True)
+
+    def _expire(self) -> None:
+        works, kills = self.dispatch.expire(self.journal.now)
+        self.journal.out += kills
+        for work in works:
+            error = CallError(
+                error=ErrorClass.TRANSIENT,
+                message="no answer within the time of its lease",
+                reason="lease_expired",
+                answered=False,
+            )
+            self._failed(work, error)

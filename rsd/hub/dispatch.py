@@ -1,0 +1,292 @@
+"""What is ready, who may take it, where it is sent: work, workers and endpoints. Pure."""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Callable
+
+from rsd.facts import ProfileLearned
+from rsd.hub.events import GENERATE, GRADE, Assign, KillWorker, Policy, Say
+from rsd.hub.journal import Journal
+from rsd.hub.leases import LeaseTable
+from rsd.hub.limits import MISCONFIGURED, QUOTA, UNKNOWN, UP, EndpointLimit, pick_endpoint
+from rsd.hub.work import JUDGE, PREPARE, PROBE, Work
+from rsd.messages import Lease, LeaseId, Probe, Task
+from rsd.profiles import initial_profile
+from rsd.vocabulary import CallError, Profile
+
+#: Seconds that a lease may take beyond its call's own time-out before the worker counts as hung;
+#: the worker ends a call by itself, so this only meets workers that are stuck.
+LEASE_GRACE = 60.0
+#: Seconds that preparing one picture may take.
+PREPARE_DEADLINE = 300.0
+#: Share of the leases left under pressure; it shrinks by the same again every PRESSURE_SECONDS.
+REDUCED, PRESSURE_SECONDS = 0.5, 30.0
+
+#: States of an endpoint in a user's words.
+WORDS = {QUOTA: "out of credit", MISCONFIGURED: "misconfigured", UNKNOWN: "not reached yet"}
+
+ROLE_OF = {"generate": GENERATE, JUDGE: GRADE}
+
+
+class Dispatcher:
+    """Ready work by role, delayed work by time, and the rule of who gets what."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.leases: LeaseTable[Work] = LeaseTable()
+        self.endpoints: dict[tuple[str, str], EndpointLimit] = {}
+        self.ready: dict[str, deque[Work]] = {GENERATE: deque(), GRADE: deque(), PREPARE: deque()}
+        self.level = "normal"
+        self._level_since = 0.0
+        self._delayed: list[tuple[float, int, Work]] = []
+        self._tie = 0
+        self._sampling_probed: set[str] = set()
+        self.configure(policy)
+
+    def configure(self, policy: Policy) -> None:
+        """Take over the endpoints of the settings; known ones keep what was learned of them."""
+        self.policy = policy
+        before, self.endpoints = self.endpoints, {}
+        for role, url in policy.endpoints:
+            index = 0 if role == GENERATE else 1
+            cap, model = policy.endpoint_caps[index], policy.models[index]
+            known = before.get((role, url))
+            if known is not None and model in ("", known.model):
+                known.recap(cap)
+                self.endpoints[role, url] = known
+            else:
+                self.endpoints[role, url] = EndpointLimit(
+                    role=role,
+                    url=url,
+                    cap=cap,
+                    probe_pause=policy.probe_pause,
+                    quota_pause=policy.quota_pause,
+                    model=model,
+                    profile=initial_profile(model, role),
+                )
+
+    # -------------------------------------------------------------------------------------- work
+
+    def add(self, work: Work, *, front: bool = False) -> None:
+        """Work that may start at once."""
+        queue = self.ready[ROLE_OF.get(work.kind, work.kind)]
+        if front:
+            queue.appendleft(work)
+        else:
+            queue.append(work)
+
+    def later(self, work: Work, at: float) -> None:
+        """Work that may start at a time."""
+        self._tie += 1
+        heapq.heappush(self._delayed, (at, self._tie, work))
+
+    def due(self, now: float) -> None:
+        """Move delayed work whose time has come in front of the rest: it was first once."""
+        while self._delayed and self._delayed[0][0] <= now:
+            self.add(heapq.heappop(self._delayed)[2], front=True)
+
+    def planned(self, kind: str) -> int:
+        """Calls of a kind that are ready, delayed or under way."""
+        role = ROLE_OF[kind]
+        return self.waiting(role) + self.leases.in_flight(role)
+
+    def waiting(self, role: str) -> int:
+        """Calls of a role that are ready or delayed."""
+        delayed = sum(1 for _, _, w in self._delayed if ROLE_OF.get(w.kind) == role)
+        return len(self.ready[role]) + delayed
+
+    @property
+    def delayed(self) -> int:
+        """Work that waits for its time after an error."""
+        return len(self._delayed)
+
+    def drop(self, wanted: Callable[[Work], bool]) -> None:
+        """Forget work that nobody needs any more."""
+        for queue in self.ready.values():
+            kept = [w for w in queue if wanted(w)]
+            queue.clear()
+            queue.extend(kept)
+        self._delayed = [entry for entry in self._delayed if wanted(entry[2])]
+        heapq.heapify(self._delayed)
+
+    # --------------------------------------------------------------------------------- endpoints
+
+    def of(self, role: str) -> list[EndpointLimit]:
+        """The endpoints of a role."""
+        return [e for (r, _), e in self.endpoints.items() if r == role]
+
+    def endpoint(self, work: Work) -> EndpointLimit | None:
+        """The endpoint of a running or past try; None when a reload removed it."""
+        role = ROLE_OF.get(work.kind) or ("generate" if work.number == 0 else "grade")
+        return self.endpoints.get((role, work.endpoint))
+
+    def endpoint_failed(self, endpoint: EndpointLimit, error: CallError, journal: Journal) -> None:
+        """Tell the endpoint's limit, and the log when its state changed."""
+        before = endpoint.state
+        endpoint.failed(error, journal.now)
+        if endpoint.state != before:
+            text = f"{endpoint.url} is {WORDS.get(endpoint.state, endpoint.state)}"
+            journal.say("warning", f"{text}: {endpoint.reason}; items wait")
+
+    def learn(self, endpoint: EndpointLimit, profile: Profile, journal: Journal) -> None:
+        """This endpoint wants to be asked in another way: remember it, say so once."""
+        endpoint.profile = profile
+        journal.persist(
+            ProfileLearned(endpoint=endpoint.url, model=endpoint.model, profile=profile)
+        )
+        journal.say("info", f"{endpoint.url} {endpoint.model} is asked with {profile}")
+
+    def restore(self, learned: tuple[ProfileLearned, ...]) -> None:
+        """What earlier lives of the hub learned."""
+        for known in learned:
+            for endpoint in self.endpoints.values():
+                if (endpoint.url, endpoint.model) == (known.endpoint, known.model):
+                    endpoint.profile = known.profile
+
+    def usable(self, role: str) -> bool:
+        """Whether any endpoint of this role answers."""
+        return any(e.usable for e in self.of(role))
+
+    def cap(self, role: str) -> int:
+        """Most calls of a role in flight, by settings."""
+        return self.policy.caps[0 if role == GENERATE else 1]
+
+    def set_level(self, level: str, now: float) -> None:
+        """The host's load changed, or goes on."""
+        if level != self.level:
+            self.level, self._level_since = level, now
+
+    def ceiling(self, role: str, now: float) -> int:
+        """Calls of a role that the host's load allows; never less than one but when paused."""
+        if self.level == "paused":
+            return 0
+        if self.level == "normal":
+            return self.cap(role)
+        steps = 1 + int((now - self._level_since) / PRESSURE_SECONDS)
+        return max(1, int(self.cap(role) * REDUCED**steps))
+
+    # ------------------------------------------------------------------------------------ leases
+
+    def assign(
+        self, now: float, build: Callable[[Work, EndpointLimit], Task | None]
+    ) -> list[Assign]:
+        """Lend what may be lent, graders first: a decision frees an image, a draw adds work."""
+        out: list[Assign] = []
+        for role in (GRADE, GENERATE):
+            index = 0 if role == GENERATE else 1
+            room = self.ceiling(role, now) - self.leases.in_flight(role)
+            # A worker may hold one lease beyond its threads, but only while the limits are no
+            # lower than the threads: a waiting lease starts as soon as a thread is free.
+            limit = sum(int(e.limit) for e in self.of(role) if e.usable)
+            deep = min(limit, self.ceiling(role, now)) >= self.leases.slots(role) > 0
+            spare = 1 if deep else 0
+            room += len([w for w in self.leases.workers.values() if w.role == role]) * spare
+            queue = self.ready[role]
+            while queue and room > 0:
+                work = queue[0]
+                endpoint = pick_endpoint(self.of(role), work.endpoint or None, now)
+                worker = self.leases.pick(role, work.sha256, spare)
+                if endpoint is None or worker is None:
+                    break
+                queue.popleft()
+                task = build(work, endpoint)
+                if task is None:
+                    continue
+                work.endpoint = endpoint.url
+                work.answered_before, work.profile = endpoint.answered, endpoint.profile
+                endpoint.started()
+                deadline = now + (1 + spare) * self.policy.timeouts[index] + LEASE_GRACE
+                number = self.leases.grant(worker, work, deadline=deadline, sha256=work.sha256)
+                out.append(Assign(worker=worker.name, lease=Lease(lease=number, task=task)))
+                room -= 1
+        return out
+
+    def assign_prepares(self, now: float, build: Callable[[Work], Task | None]) -> list[Assign]:
+        """Lend pictures to be prepared; they wait for no endpoint."""
+        out: list[Assign] = []
+        queue = self.ready[PREPARE]
+        while queue and self.level != "paused":
+            worker = self.leases.pick_for_prepare(GENERATE)
+            if worker is None:
+                break
+            work = queue.popleft()
+            task = build(work)
+            if task is None:
+                continue
+            number = self.leases.grant(worker, work, deadline=now + PREPARE_DEADLINE, prepare=True)
+            out.append(Assign(worker=worker.name, lease=Lease(lease=number, task=task)))
+        return out
+
+    def assign_probes(self, now: float) -> list[Assign]:
+        """Probe endpoints that are not known to be up: one tiny call each, no work consumed."""
+        out: list[Assign] = []
+        for (role, url), endpoint in self.endpoints.items():
+            if not endpoint.probe_due(now):
+                continue
+            worker = self.leases.pick(role, "", 1)
+            if worker is None:
+                continue
+            index = 0 if role == GENERATE else 1
+            sampling = (
+                role == GENERATE and self.policy.probe_sampling and url not in self._sampling_probed
+            )
+            endpoint.probing = True
+            work = Work(kind=PROBE, image="", endpoint=url, number=index)
+            deadline = now + 5 * self.policy.timeouts[index] + LEASE_GRACE
+            number = self.leases.grant(worker, work, deadline=deadline)
+            task = Probe(
+                endpoint=url,
+                model=self.policy.models[index] or endpoint.model,
+                sampling=sampling,
+                profile=endpoint.profile,
+            )
+            out.append(Assign(worker=worker.name, lease=Lease(lease=number, task=task)))
+        return out
+
+    def sampling_probed(self, url: str) -> None:
+        """The sampling parameters of this endpoint have been tried."""
+        self._sampling_probed.add(url)
+
+    def settle(self, worker: str, lease: LeaseId) -> Work | None:
+        """A reply came; None when its lease had ended before."""
+        work = self.leases.settle(worker, lease)
+        if work is not None:
+            self._ended(work)
+        return work
+
+    def leave(self, worker: str) -> tuple[list[Work], str | None]:
+        """A worker is dead; the work that it held, and the image it was decoding."""
+        works, decoding = self.leases.leave(worker)
+        for work in works:
+            self._ended(work)
+        return works, decoding
+
+    def expire(self, now: float) -> tuple[list[Work], list[KillWorker | Say]]:
+        """Leases past their deadline, and the workers to be killed for it."""
+        works, silent = self.leases.expire(now)
+        for work in works:
+            self._ended(work)
+        kills: list[KillWorker | Say] = [
+            KillWorker(worker=name, why="all its leases are overdue") for name in silent
+        ]
+        return works, kills
+
+    def _ended(self, work: Work) -> None:
+        endpoint = self.endpoint(work)
+        if work.kind == PREPARE or endpoint is None:
+            return
+        if work.kind == PROBE:
+            endpoint.probing = False
+        else:
+            endpoint.ended()
+
+    def health(self) -> list[str]:
+        """What is wrong with the endpoints, one line each."""
+        names = {GENERATE: "generator", GRADE: "grader"}
+        return [
+            f"{names[e.role]} {e.url} {WORDS.get(e.state, e.state)}: {e.reason}".rstrip(": ")
+            for e in self.endpoints.values()
+            if e.state != UP
+        ]

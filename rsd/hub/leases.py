@@ -1,0 +1,147 @@
+"""Who works on what, and what comes back. Pure.
+
+A lease ends by its reply, by the worker's death or by its deadline; whatever arrives for a lease
+that has ended is dropped. Leases live in memory only: they die with the hub, the facts do not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from rsd.messages import LeaseId
+from rsd.vocabulary import ImageId
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Worker:
+    """One worker process as the lease table sees it."""
+
+    name: str
+    role: str
+    slots: int  #: threads for calls
+    calls: set[LeaseId] = field(default_factory=set)
+    prepares: set[LeaseId] = field(default_factory=set)
+    overdue: int = 0  #: leases whose deadline passed without a reply
+    decoding: ImageId | None = None
+    images: dict[str, None] = field(default_factory=dict)  #: contents it was sent, oldest first
+
+
+@dataclass(frozen=True, slots=True)
+class Loan(Generic[T]):
+    """A lease and what it is for."""
+
+    lease: LeaseId
+    worker: str
+    item: T
+    deadline: float
+    prepare: bool
+
+
+#: Contents remembered per worker for affinity; a worker's own cache holds fewer.
+REMEMBERED_IMAGES = 256
+#: Pictures waiting per generator; one thread of it decodes.
+PREPARES_PER_WORKER = 2
+
+
+class LeaseTable(Generic[T]):
+    """All open leases, by number and by worker."""
+
+    def __init__(self) -> None:
+        self.workers: dict[str, Worker] = {}
+        self.loans: dict[LeaseId, Loan[T]] = {}
+        self._next = 1
+
+    def join(self, name: str, role: str, slots: int) -> None:
+        """A worker takes leases from now on."""
+        self.workers[name] = Worker(name, role, slots)
+
+    def leave(self, name: str) -> tuple[list[T], ImageId | None]:
+        """A worker is dead: what it had comes back, and the image it was decoding, if any."""
+        worker = self.workers.pop(name, None)
+        if worker is None:
+            return [], None
+        open_leases = sorted(worker.calls | worker.prepares)
+        return [self.loans.pop(i).item for i in open_leases], worker.decoding
+
+    def pick(self, role: str, sha256: str, spare: int) -> Worker | None:
+        """The worker for a call: one that has the image encoded and a free thread, else the one
+        with the most free places; None when all have `slots + spare` leases already.
+        """
+        fit = [
+            w
+            for w in self.workers.values()
+            if w.role == role and len(w.calls) + w.overdue < w.slots + spare
+        ]
+        with_image = [w for w in fit if sha256 in w.images and len(w.calls) < w.slots]
+        return max(with_image or fit, key=lambda w: w.slots - len(w.calls), default=None)
+
+    def pick_for_prepare(self, role: str) -> Worker | None:
+        """The worker with the fewest pictures to prepare, if any has room."""
+        fit = [
+            w
+            for w in self.workers.values()
+            if w.role == role and len(w.prepares) < PREPARES_PER_WORKER
+        ]
+        return min(fit, key=lambda w: (len(w.prepares), len(w.calls)), default=None)
+
+    def grant(
+        self, worker: Worker, item: T, *, deadline: float, sha256: str = "", prepare: bool = False
+    ) -> LeaseId:
+        """Lend an item to a worker; returns the number of the lease."""
+        number, self._next = self._next, self._next + 1
+        self.loans[number] = Loan(number, worker.name, item, deadline, prepare)
+        (worker.prepares if prepare else worker.calls).add(number)
+        if sha256:
+            worker.images.pop(sha256, None)
+            worker.images[sha256] = None
+            if len(worker.images) > REMEMBERED_IMAGES:
+                del worker.images[next(iter(worker.images))]
+        return number
+
+    def decoding(self, worker_name: str, lease: LeaseId, image: ImageId) -> None:
+        """Pillow is at this picture now; a death before the reply is held against it."""
+        worker = self.workers.get(worker_name)
+        if worker is not None and lease in worker.prepares:
+            worker.decoding = image
+
+    def settle(self, worker_name: str, lease: LeaseId) -> T | None:
+        """A reply came: its item, or None when the lease had ended before."""
+        worker = self.workers.get(worker_name)
+        loan = self.loans.get(lease)
+        if loan is None or loan.worker != worker_name or worker is None:
+            if worker is not None and worker.overdue:
+                worker.overdue -= 1
+            return None
+        del self.loans[lease]
+        if loan.prepare:
+            worker.prepares.discard(lease)
+            worker.decoding = None
+        worker.calls.discard(lease)
+        return loan.item
+
+    def expire(self, now: float) -> tuple[list[T], list[str]]:
+        """Leases past their deadline: their items come back. Also the workers that answer nothing
+        any more: all they hold is overdue.
+        """
+        late = [loan for loan in self.loans.values() if loan.deadline <= now]
+        for loan in late:
+            del self.loans[loan.lease]
+            worker = self.workers[loan.worker]
+            worker.calls.discard(loan.lease)
+            worker.prepares.discard(loan.lease)
+            worker.overdue += 1
+        silent = [
+            w.name for w in self.workers.values() if w.overdue and not w.calls and not w.prepares
+        ]
+        return [loan.item for loan in late], silent
+
+    def in_flight(self, role: str) -> int:
+        """Calls that workers of this role hold."""
+        return sum(len(w.calls) for w in self.workers.values() if w.role == role)
+
+    def slots(self, role: str) -> int:
+        """Threads of all living workers of this role."""
+        return sum(w.slots for w in self.workers.values() if w.role == role)

@@ -1,0 +1,172 @@
+"""How much each endpoint may be asked: concurrency, cool-downs, circuit. Pure; times are given.
+
+Concurrency is slow start, then additive growth while the limit is really used, and one cut by
+`CUT` per episode of rate limiting (TCP's AIMD with inspect_ai's figures). An endpoint
+that fails altogether is *down* and asked by tiny probes until one is answered, so that an outage
+consumes no work.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from rsd.errors import ErrorClass
+from rsd.vocabulary import CallError, Profile
+
+#: Requests in flight that an endpoint starts with; slow start doubles it every round trip.
+FIRST_LIMIT = 8.0
+#: Factor of a cut, and the seconds within which further refusals belong to the same episode.
+CUT, EPISODE_SECONDS = 0.8, 15.0
+#: Share of the limit that must be in use for an answer to count as a reason to grow.
+USED_TO_GROW = 0.8
+#: Failures in a row, none answered in between, after which an endpoint counts as down.
+FAILURES_TO_OPEN = 4
+#: Refusals of different items in a row after which the endpoint, not the items, is at fault.
+REFUSALS_TO_PAUSE = 12
+#: Longest pause between two probes of an endpoint that is down, and of one that is misconfigured.
+PROBE_PAUSE_MAX, SETUP_PAUSE_MAX = 15.0, 60.0
+#: Pause after a rate limit that names no time.
+COOL_DOWN = 1.0
+#: Longest time that a server's Retry-After is believed.
+RETRY_AFTER_MAX = 3600.0
+
+UNKNOWN, UP, DOWN, MISCONFIGURED, QUOTA = "unknown", "up", "down", "misconfigured", "quota"
+
+
+@dataclass(slots=True)
+class EndpointLimit:
+    """One model server in one role."""
+
+    role: str
+    url: str
+    cap: int  #: most requests in flight
+    probe_pause: float
+    quota_pause: float
+    model: str = ""  #: resolved by the first probe when the setting is empty
+    profile: Profile = field(default_factory=Profile)
+    state: str = UNKNOWN
+    reason: str = ""
+    limit: float = FIRST_LIMIT
+    slow_start: bool = True
+    in_flight: int = 0
+    answered: int = 0  #: items or chat probes answered, ever
+    failures: int = 0  #: in a row
+    refusals: int = 0  #: in a row
+    cool_until: float = 0.0
+    cut_at: float = -EPISODE_SECONDS
+    probe_at: float = 0.0
+    pause: float = 0.0
+    probing: bool = False
+    max_model_len: int | None = None
+    rate_limited: int = 0  #: 429s and busy answers, ever
+
+    def __post_init__(self) -> None:
+        self.limit = min(FIRST_LIMIT, float(self.cap))
+
+    def room(self, now: float) -> int:
+        """Requests that may be started now."""
+        if self.state != UP or now < self.cool_until:
+            return 0
+        return max(0, int(self.limit) - self.in_flight)
+
+    @property
+    def usable(self) -> bool:
+        """Whether work may be planned for it (a cool-down is only a delay)."""
+        return self.state == UP
+
+    def recap(self, cap: int) -> None:
+        """A reload changed the upper bound."""
+        self.cap = cap
+        self.limit = min(self.limit, float(cap))
+
+    def started(self) -> None:
+        """A request was leased."""
+        self.in_flight += 1
+
+    def ended(self) -> None:
+        """Its lease ended, however."""
+        self.in_flight = max(0, self.in_flight - 1)
+
+    def succeeded(self, now: float) -> None:
+        """An item was answered with what was asked for."""
+        self.answered += 1
+        self.failures = self.refusals = 0
+        self.pause = 0.0
+        used = self.in_flight + 1 >= USED_TO_GROW * int(self.limit)
+        if used and now >= self.cool_until and now >= self.cut_at + EPISODE_SECONDS:
+            self.limit += 1.0 if self.slow_start else 1.0 / self.limit
+            self.limit = min(self.limit, float(self.cap))
+
+    def failed(self, error: CallError, now: float) -> None:
+        """An item or a probe was not answered with what was asked for."""
+        match error.error:
+            case ErrorClass.RATE_LIMITED:
+                self._cut(error, now)
+            case ErrorClass.QUOTA:
+                self._suspend(QUOTA, error, now, self.quota_pause)
+            case ErrorClass.MISCONFIGURED:
+                self._suspend(MISCONFIGURED, error, now, self._longer_pause(SETUP_PAUSE_MAX))
+            case ErrorClass.TRANSIENT:
+                self.failures += 1
+                if self.failures >= FAILURES_TO_OPEN or self.state != UP:
+                    self._suspend(DOWN, error, now, self._longer_pause(PROBE_PAUSE_MAX))
+            case ErrorClass.REFUSED if error.reason == "bad_request":
+                self.failures = 0
+                self.refusals += 1
+                if self.refusals >= REFUSALS_TO_PAUSE:
+                    self.refusals = 0
+                    self._suspend(MISCONFIGURED, error, now, self._longer_pause(SETUP_PAUSE_MAX))
+            case _:
+                # The server works: this item had a wrong answer, or one that needs another profile.
+                self.answered += 1
+                self.failures = 0
+
+    def probe_due(self, now: float) -> bool:
+        """Whether a probe should be sent."""
+        return self.state != UP and not self.probing and now >= self.probe_at
+
+    def probed(self, now: float, *, model: str, max_model_len: int | None) -> None:
+        """A probe was answered: slow start from the bottom."""
+        self.probing = False
+        self.answered += 1
+        self.model = model
+        self.max_model_len = max_model_len or self.max_model_len
+        self.state, self.reason = UP, ""
+        self.failures = self.refusals = 0
+        self.limit = min(FIRST_LIMIT, float(self.cap))
+        self.slow_start = True
+        self.cool_until = 0.0
+
+    def _cut(self, error: CallError, now: float) -> None:
+        self.rate_limited += 1
+        wait = min(error.retry_after or COOL_DOWN, RETRY_AFTER_MAX)
+        self.cool_until = max(self.cool_until, now + wait)
+        if self.state != UP:  # a probe met the limit: the server is there
+            self.probe_at = now + wait
+            return
+        if now >= self.cut_at + EPISODE_SECONDS:
+            self.cut_at = now
+            self.slow_start = False
+            self.limit = max(1.0, self.limit * CUT)
+
+    def _longer_pause(self, most: float) -> float:
+        self.pause = min(most, self.pause * 2 or self.probe_pause)
+        return self.pause
+
+    def _suspend(self, state: str, error: CallError, now: float, pause: float) -> None:
+        self.state = state
+        self.reason = error.message or error.reason
+        self.probe_at = max(self.probe_at, now + pause)
+
+
+def pick_endpoint(
+    endpoints: list[EndpointLimit], preferred: str | None, now: float
+) -> EndpointLimit | None:
+    """The endpoint that knows the image already if it has room, else the one with the most room
+    for its size.
+    """
+    fit = [e for e in endpoints if e.room(now) > 0]
+    for endpoint in fit:
+        if endpoint.url == preferred:
+            return endpoint
+    return min(fit, key=lambda e: e.in_flight / e.limit, default=None)

@@ -1,0 +1,95 @@
+"""Settings turned into what the brain, the workers and the writer act on. Pure."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from rsd.config import state_dir
+from rsd.hub.events import GENERATE, GRADE, Policy
+from rsd.messages import Configure, Endpoint, SummaryConfig
+from rsd.settings import Settings
+from rsd.vocabulary import Recipe
+
+#: Most requests in flight per endpoint when the settings name no number.
+DEFAULT_CAP = 64
+
+
+def caps(settings: Settings) -> tuple[int, int]:
+    """Most requests in flight: (all generators together, all graders together)."""
+    generation, grading = settings.generation, settings.grading
+    return (
+        generation.workers or DEFAULT_CAP * len(generation.api),
+        grading.workers or DEFAULT_CAP * len(grading.api),
+    )
+
+
+def slots(settings: Settings) -> tuple[int, int]:
+    """Threads of one process: (generator, grader)."""
+    generate, grade = caps(settings)
+    processes = settings.processes
+    return -(-generate // processes.generators), -(-grade // processes.graders)
+
+
+def policy_of(settings: Settings, recipe: Recipe, *, once: bool) -> Policy:
+    """What the brain acts on."""
+    generation, grading, errors = settings.generation, settings.grading, settings.errors
+    return Policy(
+        recipe=recipe,
+        endpoints=tuple(
+            [(GENERATE, url) for url in generation.api] + [(GRADE, url) for url in grading.api]
+        ),
+        models=(generation.model, grading.model),
+        caps=caps(settings),
+        endpoint_caps=(generation.workers or DEFAULT_CAP, grading.workers or DEFAULT_CAP),
+        timeouts=(generation.timeout, grading.timeout),
+        slots=slots(settings),
+        max_n=generation.max_n,
+        grade_tokens=grading.max_tokens,
+        reasoning_effort=grading.reasoning_effort,
+        max_attempts=errors.max_attempts,
+        max_age=errors.max_age_hours * 3600,
+        backoff=errors.backoff_seconds,
+        backoff_max=errors.backoff_max_seconds,
+        probe_pause=errors.probe_seconds,
+        quota_pause=errors.quota_probe_seconds,
+        patience=0.0 if once else settings.watch.patience_seconds,
+        once=once,
+    )
+
+
+def configure_of(settings: Settings, role: str) -> Configure:
+    """What a worker of a role is told; holds the keys of that role only."""
+    section = settings.generation if role == GENERATE else settings.grading
+    limits = settings.images
+    return Configure(
+        endpoints=tuple(
+            Endpoint(url=url, key=section.key, timeout=section.timeout, ca_file=section.ca_file)
+            for url in section.api
+        ),
+        image_dir=os.fsencode(Path(settings.image_dir).resolve()),
+        spool_dir=str(state_dir(settings).resolve() / "spool"),
+        max_pixels=int(limits.max_megapixels * 1e6),
+        max_file_bytes=int(limits.max_mebibytes * 1024 * 1024),
+        min_side=limits.min_side,
+        max_aspect=limits.max_aspect,
+        background=limits.background,
+        log_level=settings.log_level,
+    )
+
+
+def summary_config_of(settings: Settings, recipe: Recipe) -> SummaryConfig:
+    """What `summary.json` repeats of the settings."""
+    prices = settings.prices
+    return SummaryConfig(
+        image_dir=str(Path(settings.image_dir).resolve()),
+        prompt_keys=tuple(recipe.prompts),
+        score_threshold=recipe.score_threshold,
+        temperature_range=recipe.temperatures,
+        top_p_range=recipe.top_ps,
+        top_k_range=recipe.top_ks,
+        price_generator_input=prices.generator_input,
+        price_generator_output=prices.generator_output,
+        price_grader_input=prices.grader_input,
+        price_grader_output=prices.grader_output,
+    )

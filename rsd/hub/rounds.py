@@ -1,0 +1,189 @@
+"""Active images: their rounds, their decisions, their end. Pure."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from rsd.facts import GradingFailed, ImageDecided, ImageSetAside, SampleFailed, StepChosen
+from rsd.hub.dispatch import Dispatcher
+from rsd.hub.events import GRADE, Forget, Policy
+from rsd.hub.journal import Journal
+from rsd.hub.progress import ActiveImage
+from rsd.hub.sampling import Regrade, Sample, Stop, next_step
+from rsd.hub.work import GENERATE, JUDGE, Work
+from rsd.vocabulary import CallError, ImageId
+
+#: Grading calls waiting, as a multiple of the graders' slots, above which no new round starts.
+GRADING_AHEAD = 2
+
+
+class Rounds:
+    """Every image between `ImageStarted` and its end."""
+
+    def __init__(self, policy: Policy, journal: Journal, dispatch: Dispatcher) -> None:
+        self.policy = policy
+        self.journal = journal
+        self.dispatch = dispatch
+        self.images: dict[ImageId, ActiveImage] = {}
+        self.contents: dict[str, ImageId] = {}  #: sha256 of the active images
+        self._wants_step: deque[ImageId] = deque()  # images at a barrier
+        self._steps: deque[tuple[int, StepChosen]] = deque()  # chosen, not yet durable
+
+    @property
+    def starting(self) -> int:
+        """Images whose next round is not under way yet."""
+        return len(self._wants_step) + len(self._steps)
+
+    def durable(self, seq: int) -> None:
+        """Steps up to this fact are committed: their work may go out."""
+        while self._steps and self._steps[0][0] <= seq:
+            self.take_step(self._steps.popleft()[1])
+
+    def activate(self, image: ActiveImage) -> None:
+        """A started or recovered image: queue what it lacks."""
+        self.images[image.image] = image
+        self.contents[image.sha256] = image.image
+        self._enqueue_missing(image)
+
+    def take_step(self, step: StepChosen) -> None:
+        """A round begins."""
+        image = self.images.get(step.image)
+        if image is not None:
+            image.take_step(step)
+            self._enqueue_missing(image)
+
+    def _enqueue_missing(self, image: ActiveImage) -> None:
+        """Queue all that is missing of an image of which nothing is under way."""
+        waiting = [i for i, d in image.draws.items() if not d.answered]
+        for indices in image.to_generate(waiting, self.policy.max_n):
+            self.queue(image, GENERATE, indices)
+        for indices, number in image.to_judge():
+            self.queue(image, JUDGE, indices, number)
+        self.check_barrier(image)
+
+    def queue(
+        self, image: ActiveImage, kind: str, indices: tuple[int, ...], number: int = 0
+    ) -> None:
+        known = image.endpoint if kind == GENERATE else image.grader
+        work = Work(kind=kind, image=image.image, sha256=image.sha256, indices=indices)
+        work.number, work.endpoint = number, known or ""
+        self.dispatch.add(work)
+
+    def check_barrier(self, image: ActiveImage) -> None:
+        if image.settled and not image.choosing:
+            image.choosing = True
+            self._wants_step.append(image.image)
+
+    def start_steps(self) -> None:
+        """Ask the strategy about images at a barrier; no new round while graders are behind."""
+        behind = GRADING_AHEAD * max(1, self.dispatch.leases.slots(GRADE))
+        while self._wants_step:
+            image = self.images.get(self._wants_step[0])
+            step = next_step(image.progress()) if image is not None else None
+            if isinstance(step, Sample) and self.dispatch.waiting(GRADE) >= behind:
+                return
+            self._wants_step.popleft()
+            if image is None:
+                continue
+            match step:
+                case Sample(draws=draws):
+                    self._choose(image.plan_round(draws))
+                case Regrade(indices=indices):
+                    chosen = StepChosen(image=image.image, round=image.rounds, regrade=indices)
+                    self._choose(chosen)
+                case Stop():
+                    self._decide(image, step)
+
+    def _choose(self, step: StepChosen) -> None:
+        self._steps.append((self.journal.persist(step, 200 * (len(step.samples) + 1)), step))
+
+    def _decide(self, image: ActiveImage, stop: Stop) -> None:
+        if stop.index is None:
+            gradable = any(d.gradable for d in image.draws.values())
+            self.end_without_result(image, "failed", "ungraded" if gradable else "no_candidate")
+            return
+        score = image.scores()[stop.index]
+        quality = "high" if score >= image.recipe.score_threshold else "low"
+        self.journal.persist(
+            ImageDecided(
+                image=image.image,
+                decision=image.decision + 1,
+                winner=stop.index,
+                score=score,
+                expected_score=stop.expected_score,
+                quality=quality,
+                reason=stop.reason,
+                time=self.journal.wall,
+            )
+        )
+        self.remove(image)
+        self.journal.ended(image.image, image.path, quality, stop.reason, score)
+
+    def end_without_result(
+        self, image: ActiveImage, status: str, reason: str, message: str = ""
+    ) -> None:
+        self.journal.persist(
+            ImageSetAside(
+                image=image.image,
+                status=status,
+                reason=reason,
+                message=message or image.last_error,
+                info=image.info,
+                sha256=image.sha256,
+                queued_as=image.image,
+                path=image.path,
+                version=image.version,
+                time=self.journal.wall,
+            )
+        )
+        self.cancel(image)
+        self.journal.ended(image.image, image.path, status, reason)
+
+    def cancel(self, image: ActiveImage) -> None:
+        """The image is withdrawn in the middle: what is queued for it must not go out."""
+        self.remove(image)
+        self.dispatch.drop(lambda work: work.image != image.image)
+
+    def remove(self, image: ActiveImage) -> None:
+        """The image is at its end."""
+        del self.images[image.image]
+        self.contents.pop(image.sha256, None)
+        self.journal.out.append(Forget(sha256=image.sha256))
+
+    def split(self, work: Work) -> None:
+        image = self.images.get(work.image)
+        if image is None:
+            return
+        if work.kind == GENERATE:
+            parts: list[tuple[int, ...]] = [(index,) for index in work.indices]
+        else:
+            half = len(work.indices) // 2
+            parts = [p for p in (work.indices[:half], work.indices[half:]) if p]
+        for part in parts:
+            self.queue(image, work.kind, part, work.number)
+
+    def give_up(self, image: ActiveImage, work: Work, error: CallError) -> None:
+        for index in work.indices:
+            if work.kind == GENERATE:
+                self.sample_failed(image, index, error)
+            elif work.number in image.draws[index].missing():
+                image.draws[index].failed_grades.add(work.number)
+                self.journal.persist(
+                    GradingFailed(
+                        image=image.image,
+                        index=index,
+                        number=work.number,
+                        error=error,
+                        time=self.journal.wall,
+                    ),
+                    1024,
+                )
+        if work.kind == GENERATE:
+            for indices, number in image.to_judge(work.indices):
+                self.queue(image, JUDGE, indices, number)
+        self.check_barrier(image)
+
+    def sample_failed(self, image: ActiveImage, index: int, error: CallError) -> None:
+        image.draws[index].failed = True
+        fact = SampleFailed(image=image.image, index=index, error=error, time=self.journal.wall)
+        self.journal.persist(fact, 1024)

@@ -1,0 +1,111 @@
+"""One piece of work for a worker, and what becomes of it after an error. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from hashlib import blake2b
+
+from rsd.errors import ErrorClass
+from rsd.hub.events import Policy
+from rsd.messages import QueuedImage
+from rsd.vocabulary import CallError, ImageId, Profile
+
+PREPARE, GENERATE, JUDGE, PROBE = "prepare", "generate", "judge", "probe"
+
+
+@dataclass(slots=True, eq=False)
+class Work:
+    """What a lease is about; it survives its leases and counts the tries."""
+
+    kind: str
+    image: ImageId
+    sha256: str = ""
+    indices: tuple[int, ...] = ()  #: candidates: to make, or to judge
+    number: int = 0  #: which grade, for `judge`
+    queued: QueuedImage | None = None  #: for `prepare` of an image that is not active yet
+    respool: bool = False  #: `prepare` of an active image whose spool file is gone
+    endpoint: str = ""  #: of the running or last try
+    attempts: int = 0  #: tries that count
+    answered_before: int = 0  #: answers of the endpoint when the try began
+    first_counted: float | None = None
+    busy: int = 0  #: refusals as busy, for requests with `n` that can never fit
+    profile: Profile | None = None  #: that the running or last try was made with
+    reduced: bool = False  #: the picture is sent at half its size
+    token_factor: float = 1.0
+    deferred_since: float | None = None  #: a truncated file that may still grow
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Again, not before this time."""
+
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Again in smaller requests."""
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """This work ends without an answer."""
+
+
+Verdict = Retry | Split | GiveUp
+
+
+def after_failure(
+    work: Work, error: CallError, others_answered: bool, now: float, policy: Policy
+) -> Verdict:
+    """SPEC section 7, seen from the item. `others_answered`: the endpoint answered something else
+    since this try began, so a time-out or a 500 is this item's own.
+    """
+    kind = error.error
+    if kind is ErrorClass.RATE_LIMITED:
+        work.busy += 1
+        if len(work.indices) > 1 and work.kind == GENERATE and work.busy % 2 == 0:
+            return Split()
+        return Retry(now)
+    if kind in (ErrorClass.QUOTA, ErrorClass.MISCONFIGURED):
+        return Retry(now)
+    if kind is ErrorClass.REFUSED:
+        return GiveUp()
+    if kind is ErrorClass.TOO_BIG:
+        return _smaller(work, error, now)
+    if kind is ErrorClass.TRUNCATED:
+        if work.token_factor > 1.0:
+            return GiveUp()
+        work.token_factor = 2.0
+        return Retry(now)
+    if kind is ErrorClass.TRANSIENT and not others_answered:
+        return Retry(now + pause(work, policy))
+    work.attempts += 1
+    if work.first_counted is None:
+        work.first_counted = now
+    if work.attempts >= policy.max_attempts or now - work.first_counted >= policy.max_age:
+        return GiveUp()
+    return Retry(now + pause(work, policy))
+
+
+def _smaller(work: Work, error: CallError, now: float) -> Verdict:
+    if work.kind == JUDGE and len(work.indices) > 1:
+        return Split()
+    about_tokens = (error.param or "").endswith("tokens") and "input" not in (error.param or "")
+    if about_tokens and work.token_factor == 1.0:
+        work.token_factor = 0.5
+        return Retry(now)
+    if not work.reduced:
+        work.reduced = True
+        return Retry(now)
+    return GiveUp()
+
+
+def pause(work: Work, policy: Policy) -> float:
+    """Seconds until the next try: doubling, with a jitter of half to full that depends on the
+    work, so that tries of one burst do not return as one burst.
+    """
+    longest = min(policy.backoff_max, policy.backoff * 2.0 ** max(0, work.attempts - 1))
+    salt = f"{work.image}:{work.kind}:{work.indices}:{work.number}:{work.attempts}"
+    share = int.from_bytes(blake2b(salt.encode(), digest_size=2).digest(), "big") / 65535
+    return longest * (0.5 + 0.5 * share)
