@@ -79,6 +79,7 @@ class Generate(Struct, frozen=True, kw_only=True, tag_field="kind", tag="generat
     endpoint: str
     model: str
     profile: Profile
+    reduced: bool = False  #: send the picture at half its size: the whole was too big
 
 
 class Answer(Struct, frozen=True, kw_only=True):
@@ -102,15 +103,19 @@ class Judge(Struct, frozen=True, kw_only=True, tag_field="kind", tag="judge"):
     profile: Profile
     max_tokens: int
     reasoning_effort: str = ""
+    reduced: bool = False
     shuffle_seed: str = ""  #: order of a listwise call, from (sha256, round, first index, number)
 
 
 class Probe(Struct, frozen=True, kw_only=True, tag_field="kind", tag="probe"):
-    """Ask an endpoint which models it serves; optionally try whether sampling parameters work."""
+    """Is an endpoint of use? Its models, then one tiny completion without a picture; optionally
+    also whether sampling parameters take effect.
+    """
 
     endpoint: str
     model: str  #: wanted model, "" = the only served one
     sampling: bool = False  #: also the same seed twice and another seed (three tiny calls)
+    profile: Profile = Profile()
 
 
 Task = Prepare | Generate | Judge | Probe

@@ -36,6 +36,7 @@ from rsd.hub.events import (
     Started,
     Tick,
     WorkerGone,
+    WorkerLeaving,
     WorkerUp,
 )
 from rsd.hub.intake import Intake
@@ -96,7 +97,8 @@ class Brain:
         self.rounds = Rounds(policy, self.journal, self.dispatch)
         self.draining = False
         self._stored: set[str] = set()  # recipes that the writer has
-        self._started = self._finished = False
+        self.started = False  #: the writer is open
+        self._finished = False
         self._scan_done = not policy.once
         self._requests = requests_per_image(policy.recipe, policy.max_n)
 
@@ -108,6 +110,8 @@ class Brain:
                 self.dispatch.leases.join(worker, role, slots)
             case WorkerGone(worker=worker):
                 self._worker_gone(worker)
+            case WorkerLeaving(worker=worker):
+                self.dispatch.leases.leaving(worker)
             case Replied(worker=worker, reply=Decoding(lease=lease, image=image)):
                 self.dispatch.leases.decoding(worker, lease, image)
             case Replied(worker=worker, reply=reply) if not isinstance(reply, Decoding):
@@ -119,9 +123,10 @@ class Brain:
                 self._gone(facts)
             case Recovered(history=history, recipe=recipe):
                 self._stored.add(recipe.fingerprint)
-                self.rounds.activate(ActiveImage.from_history(history, recipe))
+                if history.image not in self.rounds.images:  # a writer died while telling
+                    self.rounds.activate(ActiveImage.from_history(history, recipe))
             case Started(backlog_high=high, profiles=profiles):
-                self._started, self.intake.backlog_high = True, high
+                self.started, self.intake.backlog_high = True, high
                 self.dispatch.restore(profiles)
             case Committed(seq=seq, stats=stats):
                 self.journal.acknowledge(seq)
@@ -149,7 +154,7 @@ class Brain:
     # --------------------------------------------------------------------------------- the cycle
 
     def _move_on(self) -> None:
-        if self.draining or not self._started:
+        if self.draining or not self.started:
             return
         now = self.journal.now
         self.dispatch.due(now)
@@ -373,6 +378,7 @@ class Brain:
         others = endpoint is not None and endpoint.answered > work.answered_before
         if endpoint is not None:
             self.dispatch.endpoint_failed(endpoint, error, self.journal)
+            work.answered_before = endpoint.answered
         if error.error is ErrorClass.UNSUPPORTED:
             adapted = adapt(endpoint.profile, error) if endpoint is not None else None
             if endpoint is None or adapted is not None or work.profile != endpoint.profile:

@@ -194,8 +194,9 @@ class Dispatcher:
                 task = build(work, endpoint)
                 if task is None:
                     continue
-                work.endpoint = endpoint.url
-                work.answered_before, work.profile = endpoint.answered, endpoint.profile
+                if work.tried != endpoint.url:
+                    work.tried, work.answered_before = endpoint.url, endpoint.answered
+                work.endpoint, work.profile = endpoint.url, endpoint.profile
                 endpoint.started()
                 deadline = now + (1 + spare) * self.policy.timeouts[index] + LEASE_GRACE
                 number = self.leases.grant(worker, work, deadline=deadline, sha256=work.sha256)

@@ -70,6 +70,13 @@ class WorkerGone:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerLeaving:
+    """A reload replaces this worker: no new lease for it."""
+
+    worker: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Replied:
     """A worker answered a lease."""
 
@@ -140,6 +147,7 @@ class Tick:
 Event = (
     WorkerUp
     | WorkerGone
+    | WorkerLeaving
     | Replied
     | FilesSeen
     | PathsGone

@@ -25,6 +25,7 @@ class Worker:
     calls: set[LeaseId] = field(default_factory=set)
     prepares: set[LeaseId] = field(default_factory=set)
     overdue: int = 0  #: leases whose deadline passed without a reply
+    leaving: bool = False  #: takes no new leases
     decoding: ImageId | None = None
     images: dict[str, None] = field(default_factory=dict)  #: contents it was sent, oldest first
 
@@ -58,6 +59,17 @@ class LeaseTable(Generic[T]):
         """A worker takes leases from now on."""
         self.workers[name] = Worker(name, role, slots)
 
+    def leaving(self, name: str) -> None:
+        """This worker gets no new lease; it ends when it has none left."""
+        if name in self.workers:
+            self.workers[name].leaving = True
+
+    def idle_leavers(self) -> list[str]:
+        """Workers that are to go and hold nothing any more."""
+        return [
+            w.name for w in self.workers.values() if w.leaving and not w.calls and not w.prepares
+        ]
+
     def leave(self, name: str) -> tuple[list[T], ImageId | None]:
         """A worker is dead: what it had comes back, and the image it was decoding, if any."""
         worker = self.workers.pop(name, None)
@@ -73,7 +85,7 @@ class LeaseTable(Generic[T]):
         fit = [
             w
             for w in self.workers.values()
-            if w.role == role and len(w.calls) + w.overdue < w.slots + spare
+            if w.role == role and not w.leaving and len(w.calls) + w.overdue < w.slots + spare
         ]
         with_image = [w for w in fit if sha256 in w.images and len(w.calls) < w.slots]
         return max(with_image or fit, key=lambda w: w.slots - len(w.calls), default=None)
@@ -83,7 +95,7 @@ class LeaseTable(Generic[T]):
         fit = [
             w
             for w in self.workers.values()
-            if w.role == role and len(w.prepares) < PREPARES_PER_WORKER
+            if w.role == role and not w.leaving and len(w.prepares) < PREPARES_PER_WORKER
         ]
         return min(fit, key=lambda w: (len(w.prepares), len(w.calls)), default=None)
 
@@ -144,4 +156,4 @@ class LeaseTable(Generic[T]):
 
     def slots(self, role: str) -> int:
         """Threads of all living workers of this role."""
-        return sum(w.slots for w in self.workers.values() if w.role == role)
+        return sum(w.slots for w in self.workers.values() if w.role == role and not w.leaving)

@@ -26,7 +26,8 @@ class Work:
     respool: bool = False  #: `prepare` of an active image whose spool file is gone
     endpoint: str = ""  #: of the running or last try
     attempts: int = 0  #: tries that count
-    answered_before: int = 0  #: answers of the endpoint when the try began
+    tried: str = ""  #: endpoint of the last failed try, and its answers up to then
+    answered_before: int = 0
     first_counted: float | None = None
     busy: int = 0  #: refusals as busy, for requests with `n` that can never fit
     profile: Profile | None = None  #: that the running or last try was made with
@@ -59,7 +60,7 @@ def after_failure(
     work: Work, error: CallError, others_answered: bool, now: float, policy: Policy
 ) -> Verdict:
     """SPEC section 7, seen from the item. `others_answered`: the endpoint answered something else
-    since this try began, so a time-out or a 500 is this item's own.
+    since this item's last try, so a time-out or a 500 is the item's own.
     """
     kind = error.error
     if kind is ErrorClass.RATE_LIMITED:

@@ -1,0 +1,140 @@
+"""What the hub tells the outside: live.json, systemd's status line, progress bars, host samples."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from rsd.files import display_path, write_atomically
+from rsd.hub import host, live
+from rsd.hub.brain import Brain
+from rsd.hub.events import Ended
+from rsd.hub.scribe import Scribe
+from rsd.settings import Settings
+
+log = logging.getLogger("rsd")
+
+#: Seconds between two writings of live.json, and between two looks at the host.
+LIVE_SECONDS, HOST_SECONDS = 2.0, 2.0
+
+Progress = Callable[[dict[str, Any]], None]
+
+
+class Reporter:
+    """Publishes; `host_seen(level, facts)` is called on the throttle thread."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        state: Path,
+        *,
+        once: bool,
+        on_progress: Progress | None,
+        host_seen: Callable[[str, dict[str, Any]], None],
+    ) -> None:
+        self.settings = settings
+        self.state = state
+        self.notifier = host.Notifier()
+        self.throttle = host.Throttle(settings.throttle)
+        self.host: dict[str, Any] = {}
+        self._once = once
+        self._on_progress = on_progress
+        self._host_seen = host_seen
+        self._gauge = live.Gauge()
+        self._recent: deque[dict[str, Any]] = deque(maxlen=live.RECENT_SCORES)
+        self._started_wall, self._started = time.time(), time.monotonic()
+        self._next_live = self._next_feed = 0.0
+        self._stop = threading.Event()
+
+    def start(self) -> None:
+        """Begin to look at the host."""
+        threading.Thread(target=self._sample_host, name="throttle", daemon=True).start()
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._stop.set()
+
+    def ended(self, ended: Ended) -> None:
+        """An image came to its end."""
+        name = display_path(ended.path)
+        if ended.score is None:
+            log.warning("%s: %s (%s)", name, ended.status, ended.reason)
+        else:
+            log.info("%s: %s quality, best score %.1f", name, ended.status, ended.score)
+            self._recent.append({"image": name, "score": ended.score, "quality": ended.status})
+
+    def tick(
+        self, brain: Brain, scribe: Scribe, watch: dict[str, Any], fatal: list[str], now: float
+    ) -> None:
+        """Publish and feed the systemd watchdog when it is time; `now` is monotonic."""
+        if now >= self._next_live:
+            self._next_live = now + LIVE_SECONDS
+            self.publish(brain, scribe, watch, fatal, now)
+        feed = self.notifier.watchdog_seconds
+        if feed and now >= self._next_feed and scribe.responsive(now):
+            self._next_feed = now + feed / 3
+            self.notifier.watchdog()
+
+    def publish(
+        self, brain: Brain, scribe: Scribe, watch: dict[str, Any], fatal: list[str], now: float
+    ) -> None:
+        """Write the status document and say it in one line to systemd."""
+        self._gauge.note(now, scribe.stats)
+        document = live.document(
+            brain=brain,
+            stats=scribe.stats,
+            prices=self.settings.prices,
+            gauge=self._gauge,
+            now=now,
+            identity={
+                "pid": os.getpid(),
+                "created": host.process_identity(os.getpid()),
+                "written": time.time(),
+                "started": self._started_wall,
+                "uptime_seconds": round(now - self._started, 1),
+                "image_dir": str(Path(self.settings.image_dir).resolve()),
+                "output_dir": str(Path(self.settings.output_dir).resolve()),
+                "state_dir": str(self.state),
+                "once": self._once,
+            },
+            host=self.host,
+            watch=watch,
+            blocked=scribe.blocked,
+            fatal=fatal,
+            recent=list(self._recent),
+        )
+        try:
+            data = msgspec.json.encode(document)
+            write_atomically(self.state / "live.json", data, durable=False)
+        except OSError as e:
+            log.debug("live.json: %s", e)
+        images = document["images"]
+        done = images["high_quality"] + images["low_quality"]
+        self.notifier.status(
+            f"{document['health']}: {done} done, {images['queued'] + images['active']} to do, "
+            f"{images['failed']} failed" + "".join(f"; {r}" for r in document["reasons"][:1])
+        )
+        if self._on_progress is not None:
+            self._on_progress(document)
+
+    def _sample_host(self) -> None:
+        """The throttle thread: it looks; the level's hysteresis is in `host.Throttle`."""
+        paths = [Path(self.settings.output_dir), self.state]
+        while not self._stop.wait(HOST_SECONDS):
+            sample = host.sample(paths)
+            level, reason = self.throttle.level(sample, time.monotonic())
+            facts = {
+                "reason": reason,
+                "cpu_percent": sample.cpu_percent,
+                "memory_percent": sample.memory_percent,
+                "disk_free_bytes": sample.disk_free_bytes,
+            }
+            self._host_seen(level, facts)

@@ -1,0 +1,501 @@
+"""The hub process: main loop, signals, children, start and stop. All decisions are the brain's.
+
+One queue carries every event into the main thread: replies and deaths from the reader threads,
+files from the watcher thread, samples from the throttle thread, notes from the signal handlers.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import msgspec
+
+from rsd import logs, pointers
+from rsd.config import state_dir
+from rsd.errors import StateError, UserError
+from rsd.files import InstanceLock, failpoint
+from rsd.hub import host
+from rsd.hub.brain import Brain
+from rsd.hub.events import (
+    GENERATE,
+    GRADE,
+    Action,
+    Ask,
+    Assign,
+    DrainRequested,
+    Ended,
+    Event,
+    Finished,
+    Forget,
+    HostPressure,
+    KillWorker,
+    Persist,
+    PolicyChanged,
+    Replied,
+    Say,
+    Started,
+    Tick,
+    WorkerGone,
+    WorkerLeaving,
+    WorkerUp,
+)
+from rsd.hub.folder import Folder
+from rsd.hub.policy import configure_of, policy_of, slots, summary_config_of
+from rsd.hub.pool import Child, Pool
+from rsd.hub.reporter import Progress, Reporter
+from rsd.hub.retry_requests import RetryRequests
+from rsd.hub.scribe import Scribe
+from rsd.messages import (
+    BacklogPage,
+    Committed,
+    ContentFound,
+    Drop,
+    ImagesFound,
+    LogLine,
+    Open,
+    PathsCompared,
+    PendingListed,
+    Pong,
+    Recovered,
+    Resettle,
+    WorkerReady,
+    WriterBlocked,
+    WriterUp,
+    from_worker_decoder,
+    from_writer_decoder,
+)
+from rsd.settings import Settings
+from rsd.vocabulary import Recipe
+from rsd.workers import generator, grader
+from rsd.writer import process as writer
+
+log = logging.getLogger("rsd")
+
+#: Seconds between two ticks of the main loop.
+TICK_SECONDS = 0.25
+#: Events handled between two looks at the clock.
+BURST = 256
+#: Seconds that the writer may take to commit and to write its last results when the hub stops.
+FLUSH_SECONDS = 30.0
+#: Facts under way above which no newly seen files are taken from the watcher.
+ARRIVALS_PAUSE = 500
+
+Loader = Callable[[], tuple[Settings, Recipe]]
+
+
+def run(
+    settings: Settings,
+    recipe: Recipe,
+    loader: Loader | None = None,
+    *,
+    once: bool = False,
+    samples: int | None = None,
+    on_progress: Progress | None = None,
+    stderr_log: bool = True,
+) -> int:
+    """Be the hub until a signal, or with `once` until all is done; returns the exit code.
+
+    Raises UserError when another instance runs on the same state, StateError when the state
+    cannot be used.
+    """
+    state = state_dir(settings).resolve()
+    state.mkdir(parents=True, exist_ok=True)
+    lock = InstanceLock(state / "instance.lock")
+    if not lock.acquire():
+        raise UserError(f"state_dir = {state}: another rsd works there (see `status`)")
+    try:
+        lock.note(f"pid {os.getpid()}\n")
+        hub = Supervisor(
+            settings,
+            recipe,
+            loader,
+            once=once,
+            samples=samples,
+            state=state,
+            on_progress=on_progress,
+        )
+        keys = (settings.generation.key, settings.grading.key)
+        folder = Path(settings.output_dir) / "logs"
+        logs.to_stderr_and_file(folder, settings.log_level, keys, stderr=stderr_log)
+        return hub.run()
+    finally:
+        lock.release()
+
+
+class Supervisor:
+    """Owns the children, the signals and the brain's surroundings."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        recipe: Recipe,
+        loader: Loader | None,
+        *,
+        once: bool,
+        samples: int | None,
+        state: Path,
+        on_progress: Progress | None,
+    ) -> None:
+        self.settings, self.recipe, self.loader = settings, recipe, loader
+        self.once, self.state = once, state
+        self.events: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
+        self.brain = Brain(policy_of(settings, recipe, once=once))
+        self.pool = Pool(
+            deliver=lambda child, life, message: self.events.put(("said", child, life, message)),
+            gone=lambda child, life: self.events.put(("gone", child, life)),
+        )
+        opening = Open(
+            state_dir=str(state),
+            output_dir=str(Path(settings.output_dir).resolve()),
+            life=os.urandom(8).hex(),
+            recover=True,
+            checkpoint_interval=settings.checkpoint_interval,
+            summary=summary_config_of(settings, recipe),
+            log_level=settings.log_level,
+        )
+        self.writer = self.pool.add("writer", "writer", writer.main, (), from_writer_decoder)
+        self.scribe = Scribe(opening, lambda message: self.pool.put(self.writer, message))
+        self.reporter = Reporter(
+            settings,
+            state,
+            once=once,
+            on_progress=on_progress,
+            host_seen=lambda level, facts: self.events.put(("host", level, facts)),
+        )
+        self.folder = Folder(settings, self.events.put, self.scribe.ask, once, samples)
+        self.requests = RetryRequests(state / "requests", self.scribe.ask)
+        self._serial = 0
+        self._signals = 0
+        self._drain_until: float | None = None
+        self._drain_code = 0
+        self._next_tick = 0.0
+        self._exit: int | None = None
+
+    # ----------------------------------------------------------------------------------- main loop
+
+    def run(self) -> int:
+        """Start, work, stop; returns the exit code."""
+        (self.state / "spool").mkdir(exist_ok=True, mode=0o750)
+        (self.state / "requests").mkdir(exist_ok=True)
+        previous = self._install_signals()
+        pointer = pointers.write_pointer(
+            os.getpid(), host.process_identity(os.getpid()), self.settings, self.state
+        )
+        try:
+            self._start_writer()
+            self._start_workers()
+            self.reporter.start()
+            while self._exit is None:
+                self._turn()
+            return self._stop(self._exit)
+        finally:
+            self.reporter.stop()
+            self.folder.stop()
+            self._end_children()
+            pointers.remove_pointer(pointer)
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _turn(self) -> None:
+        """Wait for an event, handle what has come, and tick when it is time."""
+        wait = max(0.0, self._next_tick - time.monotonic())
+        try:
+            self._handle(self.events.get(timeout=wait))
+            for _ in range(BURST):
+                self._handle(self.events.get_nowait())
+        except queue.Empty:
+            pass
+        now = time.monotonic()
+        if now >= self._next_tick:
+            self._next_tick = now + TICK_SECONDS
+            self._tick(now)
+
+    def _handle(self, event: tuple[Any, ...]) -> None:
+        match event:
+            case ("said", child, life, message):
+                if child.life == life:
+                    self._said(child, message)
+            case ("gone", child, life):
+                if child.life == life:
+                    self._gone(child)
+            case ("signal", number):
+                self._signal(number)
+            case ("host", level, facts):
+                self.reporter.host = facts
+                self._think(HostPressure(level=level))
+            case ("brain", thought):
+                self._think(thought)
+            case ("failed", text):
+                raise StateError(text)
+
+    def _think(self, event: Event) -> None:
+        for action in self.brain.handle(event, time.monotonic(), time.time()):
+            self._act(action)
+
+    def _act(self, action: Action) -> None:
+        match action:
+            case Assign(worker=worker, lease=lease):
+                self.pool.put(self.pool.children[worker], lease)
+            case Persist(seq=seq, fact=fact):
+                self.scribe.fact(seq, fact)
+            case Ask(query=query):
+                self.scribe.ask(query)
+            case Forget(sha256=sha256):
+                for child in self._workers():
+                    self.pool.put(child, Drop(sha256=sha256))
+            case KillWorker(worker=worker, why=why):
+                log.error("killing %s: %s", worker, why)
+                self.pool.kill(self.pool.children[worker])
+            case Say(level=level, text=text):
+                log.log(logging.getLevelName(level.upper()), "%s", text)
+            case Ended():
+                self.reporter.ended(action)
+            case Finished():
+                self._exit = 1 if self.scribe.stats.failed else 0
+
+    # ------------------------------------------------------------------------------------ children
+
+    def _start_writer(self) -> None:
+        self._tend(time.monotonic())
+        while not self.scribe.up and self._exit is None:
+            if self.writer.fatal:
+                raise StateError("the writer process dies at its start; see the log")
+            self._turn()
+
+    def _start_workers(self) -> None:
+        generate, grade = slots(self.settings)
+        for role, count, threads in (
+            (GENERATE, self.settings.processes.generators, generate),
+            (GRADE, self.settings.processes.graders, grade),
+        ):
+            for _ in range(count):
+                self._add_worker(role, threads)
+
+    def _add_worker(self, role: str, threads: int) -> None:
+        self._serial += 1
+        word, target = (
+            ("generator", generator.main) if role == GENERATE else ("grader", grader.main)
+        )
+        name = f"{word}-{self._serial}"
+        self.pool.add(name, role, target, (name, threads), from_worker_decoder)
+
+    def _workers(self) -> list[Child]:
+        return [c for c in self.pool.children.values() if c.role != "writer"]
+
+    def _tend(self, now: float) -> None:
+        for child in self.pool.tend(now):
+            if child is self.writer:
+                self.scribe.started(now)
+            else:
+                self.pool.put(child, configure_of(self.settings, child.role))
+
+    def _said(self, child: Child, message: Any) -> None:
+        if isinstance(message, LogLine):
+            logs.replay(message)
+        elif child is self.writer:
+            self.scribe.heard(time.monotonic())
+            self._writer_said(message)
+        elif isinstance(message, WorkerReady):
+            child.ready = True
+            self._think(WorkerUp(worker=child.name, role=child.role, slots=child.arguments[1]))
+        else:
+            failpoint("hub.before-reply")
+            self._think(Replied(worker=child.name, reply=message))
+
+    def _writer_said(self, message: Any) -> None:
+        match message:
+            case Committed(seq=seq, stats=stats):
+                self.scribe.committed(seq, stats)
+                self._think(message)
+            case BacklogPage() | ContentFound():
+                if self.scribe.answered(message.query) is not None:
+                    self._think(message)
+            case PathsCompared(query=query, changed=changed):
+                if self.scribe.answered(query) is not None:
+                    self.folder.compared(changed)
+            case PendingListed(query=query, paths=paths):
+                if self.scribe.answered(query) is not None:
+                    self.folder.listed(paths)
+            case ImagesFound(query=query, images=images):
+                if self.scribe.answered(query) is not None:
+                    for event in self.requests.found(query, images, time.time()):
+                        self._think(event)
+            case Recovered():
+                self._think(message)
+            case WriterUp(stats=stats, profiles=profiles):
+                self.scribe.opened(stats)
+                if not self.brain.started:
+                    self._think(Started(backlog_high=stats.backlog_high, profiles=profiles))
+                    self.folder.start()
+            case WriterBlocked(reason=reason):
+                if reason and not self.scribe.blocked:
+                    log.error("cannot write: %s; nothing is lost, work waits", reason)
+                elif not reason:
+                    log.warning("writing again")
+                self.scribe.blocked = reason
+            case Pong(blocked=blocked):
+                self.scribe.blocked = blocked
+
+    def _gone(self, child: Child) -> None:
+        wanted = child.wanted
+        how = self.pool.reap(child, time.monotonic())
+        if child is self.writer:
+            self.scribe.gone()
+        else:
+            self._think(WorkerGone(worker=child.name))
+            if not wanted:
+                del self.pool.children[child.name]
+        if wanted and self._drain_until is None:
+            log.error("%s ended: %s; it is started again", child.name, how)
+        if child.fatal:
+            log.critical("%s dies again and again; next try in a minute", child.name)
+
+    # ----------------------------------------------------------------------------- ticks and status
+
+    def _tick(self, now: float) -> None:
+        self._tend(now)
+        if self.scribe.tend(now) and self.writer.process is not None:
+            log.error("the writer is silent; killing it")
+            self.pool.kill(self.writer)
+            self.scribe.heard(now)
+        if self.brain.journal.unacknowledged < ARRIVALS_PAUSE:
+            for event in self.folder.arrivals():
+                self._think(event)
+        self.requests.look()
+        self._retire_idle()
+        self._think(Tick())
+        self.reporter.tick(self.brain, self.scribe, self.folder.status(now), self._fatal(), now)
+        if self._drain_until is not None:
+            self._drained(now)
+
+    # ------------------------------------------------------------------------------------- signals
+
+    def _install_signals(self) -> dict[int, Any]:
+        def note(number: int, frame: FrameType | None) -> None:
+            """Only leaves a note; the main loop acts on it."""
+            self.events.put(("signal", number))
+
+        return {
+            number: signal.signal(number, note)
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        }
+
+    def _signal(self, number: int) -> None:
+        if number == signal.SIGHUP:
+            self._reload()
+            return
+        self._signals += 1
+        code = 130 if self.once and number == signal.SIGINT else 0
+        if self._signals > 1:
+            log.warning("second signal: open calls are given up")
+            self._exit = code
+            return
+        log.info("stopping: no new work, up to %.0f s for open calls", self.settings.drain_seconds)
+        self.reporter.notifier.stopping()
+        self.folder.stop()
+        self._drain_until = time.monotonic() + self.settings.drain_seconds
+        self._drain_code = code
+        self._think(DrainRequested())
+
+    def _drained(self, now: float) -> None:
+        open_leases = len(self.brain.dispatch.leases.loans)
+        settled = self.scribe.settled or bool(self.scribe.blocked)
+        late = self._drain_until is not None and now >= self._drain_until
+        if late and open_leases:
+            log.warning("%d open calls are given up after the drain time", open_leases)
+        if late or (not open_leases and settled):
+            self._exit = self._drain_code
+
+    def _reload(self) -> None:
+        if self.loader is None:
+            return
+        self.reporter.notifier.reloading()
+        try:
+            settings, recipe = self.loader()
+            for name in ("image_dir", "output_dir", "state_dir"):
+                if getattr(settings, name) != getattr(self.settings, name):
+                    raise UserError(f"{name} cannot change while rsd runs; restart it")
+        except UserError as e:
+            log.error("reload refused, the old settings stay in force: %s", e)
+        else:
+            self._apply(settings, recipe)
+            log.info("reloaded")
+        self.reporter.notifier.ready("reloaded")
+
+    def _apply(self, settings: Settings, recipe: Recipe) -> None:
+        before, self.settings, self.recipe = self.settings, settings, recipe
+        self._think(PolicyChanged(policy=policy_of(settings, recipe, once=self.once)))
+        summary = summary_config_of(settings, recipe)
+        interval = settings.checkpoint_interval
+        self.scribe.opening = msgspec.structs.replace(
+            self.scribe.opening, summary=summary, checkpoint_interval=interval
+        )
+        self.pool.put(self.writer, Resettle(summary=summary, checkpoint_interval=interval))
+        self.reporter.settings = settings
+        self.reporter.throttle = host.Throttle(settings.throttle)
+        keys = (settings.generation.key, settings.grading.key)
+        folder = Path(settings.output_dir) / "logs"
+        logs.to_stderr_and_file(folder, settings.log_level, keys)
+        if (slots(before), before.processes) == (slots(settings), settings.processes):
+            for child in self._workers():
+                self.pool.put(child, configure_of(settings, child.role))
+            return
+        for child in self._workers():
+            self._think(WorkerLeaving(worker=child.name))
+        self._start_workers()
+
+    def _fatal(self) -> list[str]:
+        return [child.name for child in self.pool.children.values() if child.fatal]
+
+    def _retire_idle(self) -> None:
+        """Workers of an earlier configuration end when their last lease does."""
+        for name in self.brain.dispatch.leases.idle_leavers():
+            if name in self.pool.children and self.pool.children[name].wanted:
+                self.pool.retire(name)
+
+    # ---------------------------------------------------------------------------------------- stop
+
+    def _stop(self, code: int) -> int:
+        """Flush the writer and end; what is not flushed in time is done again at the next start."""
+        self.reporter.notifier.stopping()
+        self.folder.stop()
+        self.writer.wanted = False
+        self.scribe.close()
+        end = time.monotonic() + FLUSH_SECONDS
+        while self.writer.process is not None and time.monotonic() < end:
+            if self.scribe.blocked and self._signals > 1:
+                break
+            try:
+                event = self.events.get(timeout=0.2)
+            except queue.Empty:
+                continue
+            match event:
+                case ("said", child, life, message) if child is self.writer:
+                    if child.life == life and isinstance(message, Committed):
+                        self.scribe.committed(message.seq, message.stats)
+                    elif isinstance(message, LogLine):
+                        logs.replay(message)
+                case ("gone", child, life) if child is self.writer and child.life == life:
+                    self.pool.reap(child, time.monotonic())
+                case ("signal", _):
+                    self._signals += 1
+        now = time.monotonic()
+        watch = self.folder.status(now)
+        self.reporter.publish(self.brain, self.scribe, watch, self._fatal(), now)
+        return code
+
+    def _end_children(self) -> None:
+        for child in self.pool.children.values():
+            child.wanted = False
+            self.pool.kill(child)
+        for child in self.pool.children.values():
+            if child.process is not None:
+                child.process.join(timeout=5.0)

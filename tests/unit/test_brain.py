@@ -1,0 +1,204 @@
+"""The brain against shuffled events, errors and deaths: every image ends, and always the same."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from rsd.errors import ErrorClass
+from rsd.messages import Generate, Judge, Prepare, Probe
+from rsd.vocabulary import CallError, Recipe
+from tests.unit.world import World, policy, recipe, transient
+
+RECIPES = [
+    recipe(),
+    recipe(candidates=7, repeats=2),
+    recipe(strategy="grid", candidates=36),
+    recipe(stop_score=80.0, candidates=9),
+    recipe(grading_template="score {candidate_answers}", candidates=8, list_size=3),
+    recipe(prompts={"p1": "one"}, temperatures=(1.0,), top_ps=(0.9,), top_ks=(40,), candidates=6),
+]
+PATHS = [b"%c.png" % c for c in b"abcdefgh"] + [b"a.png+copy.png"]
+
+
+def results(world: World) -> dict[str, tuple[int, float, str]]:
+    """By content: which of two equal files is the original depends on who is prepared first."""
+    content = {i: s.info.sha256 for i, s in world.store.started.items()}
+    return {content[i]: (d.winner, d.score, d.quality) for i, d in world.store.decided.items()}
+
+
+def undisturbed(with_recipe: Recipe) -> World:
+    world = World(random.Random(1), policy(with_recipe))
+    world.run(PATHS)
+    return world
+
+
+@pytest.mark.parametrize("with_recipe", RECIPES)
+def test_every_image_ends_once_with_the_best_of_its_scores(with_recipe: Recipe) -> None:
+    world = undisturbed(with_recipe)
+    assert len(world.store.decided) == 8
+    assert [a.status for a in world.store.aside.values()] == ["duplicate"]
+    for image, decided in world.store.decided.items():
+        scores: dict[int, list[float]] = {}
+        for (of, index, _), score in world.store.grades.items():
+            if of == image:
+                scores.setdefault(index, []).append(score)
+        means = {i: sum(s) / len(s) for i, s in scores.items()}
+        assert all(len(s) == with_recipe.repeats for s in scores.values())
+        assert decided.score == max(means.values()) == means[decided.winner]
+        assert decided.winner == min(i for i, m in means.items() if m == decided.score)
+        if with_recipe.stop_score is None:
+            assert len(means) == with_recipe.candidates
+    assert set(world.calls.values()) == {1}, "a paid answer was asked for twice"
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(seed=st.integers(0, 10**9), which=st.integers(0, len(RECIPES) - 1))
+def test_order_errors_and_deaths_change_no_result(seed: int, which: int) -> None:
+    rng = random.Random(seed)
+
+    def trouble(task: object, now: float) -> CallError | None:
+        if isinstance(task, Probe) or rng.random() > 0.15:
+            return None
+        if isinstance(task, Prepare):
+            return None
+        return rng.choice(
+            [
+                transient(),
+                CallError(error=ErrorClass.RATE_LIMITED, message="", retry_after=2.0),
+                CallError(error=ErrorClass.QUOTA, message="", reason="quota"),
+                CallError(error=ErrorClass.MISCONFIGURED, message="", reason="unauthorized"),
+            ]
+        )
+
+    world = World(rng, policy(RECIPES[which], max_attempts=50), trouble, kills=0.05)
+    world.run(PATHS)
+    assert results(world) == results(undisturbed(RECIPES[which]))
+    assert world.brain.dispatch.leases.loans == {}
+    assert not world.brain.rounds.images
+
+
+def test_an_outage_consumes_nothing() -> None:
+    down = {"until": 500.0}
+
+    def trouble(task: object, now: float) -> CallError | None:
+        if isinstance(task, Generate | Probe) and now < down["until"]:
+            return transient("connect")
+        return None
+
+    world = World(random.Random(3), policy(), trouble)
+    world.run(PATHS)
+    assert len(world.store.decided) == 8
+    assert not world.store.failed
+
+
+def test_quota_of_the_grader_pauses_and_ends_by_itself() -> None:
+    def trouble(task: object, now: float) -> CallError | None:
+        if isinstance(task, Judge) and now < 300.0:
+            return CallError(error=ErrorClass.QUOTA, message="insufficient_quota", reason="quota")
+        if isinstance(task, Probe) and task.endpoint == "http://j/v1" and 1 < now < 300.0:
+            return CallError(error=ErrorClass.QUOTA, message="insufficient_quota", reason="quota")
+        return None
+
+    world = World(random.Random(4), policy(), trouble)
+    world.run(PATHS)
+    assert len(world.store.decided) == 8
+
+
+def test_an_item_that_always_fails_stops_and_the_rest_goes_on() -> None:
+    tries: dict[tuple[str, int], int] = {}
+
+    def trouble(task: object, now: float) -> CallError | None:
+        if isinstance(task, Generate) and 0 in task.samples:
+            tries[task.image, 0] = tries.get((task.image, 0), 0) + 1
+            return CallError(error=ErrorClass.BAD_REPLY, message="no choices", reason="no_choices")
+        return None
+
+    world = World(random.Random(5), policy(), trouble)
+    world.run(PATHS)
+    assert len(world.store.decided) == 8
+    assert set(tries.values()) == {5}
+    assert len(world.store.failed) == 8
+
+
+def test_time_outs_of_one_item_count_once_the_endpoint_answers_others() -> None:
+    tries: dict[str, int] = {}
+
+    def trouble(task: object, now: float) -> CallError | None:
+        if isinstance(task, Generate) and task.prompt == "two":
+            tries[task.image] = tries.get(task.image, 0) + 1
+            return transient()
+        return None
+
+    world = World(random.Random(6), policy(), trouble)
+    world.run(PATHS)
+    assert len(world.store.decided) == 8
+    assert max(tries.values()) <= 12, "a deterministic time-out must not go on for ever"
+
+
+def test_nothing_gradable_fails_with_a_reason() -> None:
+    def trouble(task: object, now: float) -> CallError | None:
+        if isinstance(task, Generate):
+            return CallError(error=ErrorClass.REFUSED, message="no", reason="refusal")
+        return None
+
+    world = World(random.Random(7), policy(), trouble)
+    world.run(PATHS[:3])
+    assert {a.reason for a in world.store.aside.values()} == {"no_candidate"}
+
+
+def test_ungraded_fails_with_its_own_reason() -> None:
+    def trouble(task: object, now: float) -> CallError | None:
+        if isinstance(task, Judge):
+            return CallError(error=ErrorClass.BAD_REPLY, message="?", reason="unparsable")
+        return None
+
+    world = World(random.Random(8), policy(), trouble)
+    world.run(PATHS[:3])
+    assert {a.reason for a in world.store.aside.values()} == {"ungraded"}
+    assert not world.store.grades
+
+
+def test_bad_pictures_fail_and_the_others_go_on() -> None:
+    def trouble(task: object, now: float) -> CallError | None:
+        if isinstance(task, Prepare) and task.path in (b"b.png", b"c.png"):
+            reason = "corrupt" if task.path == b"b.png" else "vanished"
+            return CallError(error=ErrorClass.BAD_IMAGE, message="bad", reason=reason)
+        return None
+
+    world = World(random.Random(9), policy(), trouble)
+    world.run(PATHS)
+    assert {a.path: a.status for a in world.store.aside.values()} == {
+        b"b.png": "failed",
+        b"c.png": "withdrawn",
+        b"a.png+copy.png": "duplicate",
+    } or {a.path: a.status for a in world.store.aside.values()} == {
+        b"b.png": "failed",
+        b"c.png": "withdrawn",
+        b"a.png": "duplicate",
+    }
+
+
+def test_the_slower_grader_sets_the_pace() -> None:
+    stuck = {"grading": True}
+
+    def trouble(task: object, now: float) -> CallError | None:
+        if isinstance(task, Probe) and task.endpoint == "http://j/v1" and stuck["grading"]:
+            return CallError(error=ErrorClass.QUOTA, message="no credit", reason="quota")
+        return None
+
+    world = World(random.Random(10), policy(), trouble)
+    world.open([b"%d.png" % i for i in range(500)])
+    for _ in range(5_000):
+        world.step()
+    made = len(world.store.candidates)
+    assert 0 < made < 100, "generation must stop when nobody grades"
+    stuck["grading"] = False
+    for _ in range(200_000):
+        if world.finished:
+            break
+        world.step()
+    assert len(world.store.decided) == 500
