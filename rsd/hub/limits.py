@@ -17,7 +17,7 @@ from rsd.vocabulary import CallError, Profile
 FIRST_LIMIT = 8.0
 #: Factor of a cut, and the seconds within which further refusals belong to the same episode.
 CUT, EPISODE_SECONDS = 0.8, 15.0
-#: Share of the limit that must be in use for an answer to count as a reason to grow.
+#: Share of the limit that must be in use for answers to count as a reason to grow.
 USED_TO_GROW = 0.8
 #: Failures in a row, none answered in between, after which an endpoint counts as down.
 FAILURES_TO_OPEN = 4
@@ -59,6 +59,7 @@ class EndpointLimit:
     probing: bool = False
     max_model_len: int | None = None
     rate_limited: int = 0  #: 429s and busy answers, ever
+    _credit: int = 0  #: answers that may still grow the limit: it was in use when they began
 
     def __post_init__(self) -> None:
         self.limit = min(FIRST_LIMIT, float(self.cap))
@@ -82,6 +83,8 @@ class EndpointLimit:
     def started(self) -> None:
         """A request was leased."""
         self.in_flight += 1
+        if self.in_flight >= USED_TO_GROW * int(self.limit):
+            self._credit = self.in_flight
 
     def ended(self) -> None:
         """Its lease ended, however."""
@@ -92,8 +95,8 @@ class EndpointLimit:
         self.answered += 1
         self.failures = self.refusals = 0
         self.pause = 0.0
-        used = self.in_flight + 1 >= USED_TO_GROW * int(self.limit)
-        if used and now >= self.cool_until and now >= self.cut_at + EPISODE_SECONDS:
+        if self._credit and now >= self.cool_until and now >= self.cut_at + EPISODE_SECONDS:
+            self._credit -= 1
             self.limit += 1.0 if self.slow_start else 1.0 / self.limit
             self.limit = min(self.limit, float(self.cap))
 

@@ -174,9 +174,11 @@ class Store:
 
 
 class World:
-    """Runs a brain to its end. `rng` picks what happens next; `trouble(task) -> CallError | None`."""
+    """Runs a brain to its end: `rng` picks what happens next, `trouble` what fails."""
 
-    def __init__(self, rng: random.Random, policy_: Policy, trouble=None, kills: float = 0.0) -> None:
+    def __init__(
+        self, rng: random.Random, policy_: Policy, trouble=None, kills: float = 0.0
+    ) -> None:
         self.rng = rng
         self.policy = policy_
         self.brain = Brain(policy_)

@@ -1,0 +1,171 @@
+"""One endpoint: growth, cuts, circuit, probes. Time is an argument."""
+
+from __future__ import annotations
+
+import pytest
+
+from rsd.errors import ErrorClass
+from rsd.hub.leases import LeaseTable
+from rsd.hub.limits import (
+    DOWN,
+    FAILURES_TO_OPEN,
+    MISCONFIGURED,
+    QUOTA,
+    REFUSALS_TO_PAUSE,
+    UP,
+    EndpointLimit,
+    pick_endpoint,
+)
+from rsd.vocabulary import CallError
+
+
+def endpoint(url: str = "http://a/v1", cap: int = 64) -> EndpointLimit:
+    made = EndpointLimit(role="generate", url=url, cap=cap, probe_pause=2.0, quota_pause=300.0)
+    made.probed(0.0, model="m", max_model_len=None)
+    return made
+
+
+def error(kind: ErrorClass, **fields: object) -> CallError:
+    return CallError(error=kind, message="why", **fields)  # type: ignore[arg-type]
+
+
+def test_slow_start_doubles_every_round_trip_up_to_the_cap() -> None:
+    e = endpoint(cap=20)
+    sizes = []
+    for trip in range(4):
+        count = e.room(trip)
+        sizes.append(count)
+        for _ in range(count):
+            e.started()
+        for _ in range(count):
+            e.succeeded(float(trip))
+            e.ended()
+    assert sizes == [8, 16, 20, 20]
+
+
+def test_an_idle_limit_does_not_grow() -> None:
+    e = endpoint()
+    for _ in range(100):
+        e.started()
+        e.succeeded(1.0)
+        e.ended()
+    assert int(e.limit) == 8
+
+
+def test_one_cut_per_episode_and_retry_after_is_honoured() -> None:
+    e = endpoint()
+    e.limit = 40.0
+    for _ in range(10):
+        e.failed(error(ErrorClass.RATE_LIMITED, retry_after=7.0), 100.0)
+    assert e.limit == pytest.approx(32.0)
+    assert e.room(106.9) == 0
+    assert e.room(107.0) == 32
+    assert e.state == UP
+    e.failed(error(ErrorClass.RATE_LIMITED), 116.0)
+    assert e.limit == pytest.approx(25.6)
+
+
+def test_additive_growth_after_a_cut() -> None:
+    e = endpoint()
+    e.limit, e.slow_start = 10.0, False
+    for _ in range(10):
+        e.started()
+    for _ in range(10):
+        e.succeeded(50.0)
+    assert 10.9 < e.limit < 11.1
+
+
+def test_failures_in_a_row_open_the_circuit_and_pauses_grow() -> None:
+    e = endpoint()
+    for k in range(FAILURES_TO_OPEN):
+        assert e.state == UP, k
+        e.failed(error(ErrorClass.TRANSIENT), 10.0)
+    assert e.state == DOWN and e.room(11.0) == 0 and e.reason == "why"
+    assert not e.probe_due(11.9) and e.probe_due(12.0)
+    e.failed(error(ErrorClass.TRANSIENT), 12.0)
+    assert not e.probe_due(15.9) and e.probe_due(16.0)
+    e.probed(20.0, model="m", max_model_len=4096)
+    assert e.state == UP and e.room(20.0) == 8
+
+
+def test_an_answer_in_between_keeps_the_circuit_closed() -> None:
+    e = endpoint()
+    for _ in range(20):
+        e.failed(error(ErrorClass.TRANSIENT), 1.0)
+        e.succeeded(1.0)
+    assert e.state == UP
+
+
+@pytest.mark.parametrize(
+    ("kind", "state", "pause"),
+    [(ErrorClass.QUOTA, QUOTA, 300.0), (ErrorClass.MISCONFIGURED, MISCONFIGURED, 2.0)],
+)
+def test_quota_and_misconfiguration_pause_at_once(
+    kind: ErrorClass, state: str, pause: float
+) -> None:
+    e = endpoint()
+    e.failed(error(kind), 50.0)
+    assert e.state == state
+    assert not e.probe_due(50.0 + pause - 0.1) and e.probe_due(50.0 + pause)
+
+
+def test_many_refusals_alike_are_the_endpoints_fault() -> None:
+    e = endpoint()
+    for _ in range(REFUSALS_TO_PAUSE - 1):
+        e.failed(error(ErrorClass.REFUSED, reason="bad_request"), 1.0)
+    assert e.state == UP
+    e.failed(error(ErrorClass.REFUSED, reason="bad_request"), 1.0)
+    assert e.state == MISCONFIGURED
+    moderated = endpoint()
+    for _ in range(100):
+        moderated.failed(error(ErrorClass.REFUSED, reason="content_filter"), 1.0)
+    assert moderated.state == UP
+
+
+def test_the_endpoint_that_knows_the_image_is_preferred_while_it_has_room() -> None:
+    a, b = endpoint("a"), endpoint("b")
+    a.in_flight = 7
+    assert pick_endpoint([a, b], "a", 0.0) is a
+    a.in_flight = 8
+    assert pick_endpoint([a, b], "a", 0.0) is b
+    b.failed(error(ErrorClass.QUOTA), 0.0)
+    assert pick_endpoint([a, b], "a", 0.0) is None
+
+
+def test_leases_come_back_once_whoever_ends_them() -> None:
+    table: LeaseTable[str] = LeaseTable()
+    table.join("g1", "generate", 2)
+    table.join("g2", "generate", 2)
+    first = table.pick("generate", "sha", 0)
+    assert first is not None
+    lease = table.grant(first, "work", deadline=10.0, sha256="sha")
+    assert table.pick("generate", "sha", 0) is first, "the worker that has the image"
+    assert table.settle(first.name, lease) == "work"
+    assert table.settle(first.name, lease) is None
+    late = table.grant(first, "late", deadline=10.0)
+    assert table.expire(9.9) == ([], [])
+    assert table.expire(10.0) == (["late"], [first.name])
+    assert table.settle(first.name, late) is None, "a reply after the deadline is dropped"
+    table.grant(first, "lost", deadline=99.0)
+    assert table.leave(first.name) == (["lost"], None)
+    assert table.leave(first.name) == ([], None)
+
+
+def test_a_worker_is_never_lent_more_than_its_slots_and_the_spare() -> None:
+    table: LeaseTable[int] = LeaseTable()
+    table.join("g", "generate", 2)
+    for i in range(3):
+        worker = table.pick("generate", "", 1)
+        assert worker is not None
+        table.grant(worker, i, deadline=1.0)
+    assert table.pick("generate", "", 1) is None
+
+
+def test_a_death_while_decoding_names_the_image() -> None:
+    table: LeaseTable[str] = LeaseTable()
+    table.join("g", "generate", 1)
+    worker = table.pick_for_prepare("generate")
+    assert worker is not None
+    lease = table.grant(worker, "prepare", deadline=1.0, prepare=True)
+    table.decoding("g", lease, "image")
+    assert table.leave("g") == (["prepare"], "image")

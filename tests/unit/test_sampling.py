@@ -1,0 +1,121 @@
+"""The plan of an image, and when it stops."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rsd.hub.progress import ActiveImage, requests_per_image
+from rsd.hub.sampling import STOP_ROUND, Progress, Sample, Stop, next_step, plan
+from rsd.vocabulary import ImageInfo, seed_base
+from tests.unit.world import recipe
+
+
+def progress(**changes: object) -> Progress:
+    values: dict[str, object] = {
+        "recipe": recipe(),
+        "sha256": "ab" * 32,
+        "drawn": 0,
+        "rounds": 0,
+        "allotment": 1,
+        "scores": {},
+    }
+    values.update(changes)
+    return Progress(**values)  # type: ignore[arg-type]
+
+
+@given(st.integers(0, 1000), st.integers(1, 40))
+def test_prompts_in_equal_shares_and_parameters_without_replacement(sha: int, count: int) -> None:
+    arms = plan(recipe(candidates=count), f"{sha:064x}", count)
+    assert len(arms) == count
+    shares = Counter(a.prompt_key for a in arms)
+    assert max(shares.values()) - min(shares.get(k, 0) for k in ("p1", "p2", "p3")) <= 1
+    combinations = 3 * 2 * 2
+    for start in range(0, count, combinations):
+        block = [a.params for a in arms[start : start + combinations]]
+        assert len(set(block)) == len(block)
+
+
+@given(st.integers(0, 1000), st.integers(1, 30), st.integers(1, 30))
+def test_a_longer_plan_continues_a_shorter_one(sha: int, short: int, more: int) -> None:
+    content = f"{sha:064x}"
+    longer = plan(recipe(), content, short + more)
+    assert plan(recipe(), content, short) == longer[:short]
+
+
+def test_images_differ_and_the_seed_matters() -> None:
+    one, other = plan(recipe(), "a" * 64, 12), plan(recipe(), "b" * 64, 12)
+    assert one != other
+    assert plan(recipe(seed=1), "a" * 64, 12) != one
+
+
+def test_grid_is_the_full_product_once() -> None:
+    arms = plan(recipe(strategy="grid"), "a" * 64, 36)
+    assert len(set(arms)) == 36
+
+
+def test_one_round_of_all_without_a_stop_score() -> None:
+    step = next_step(progress(recipe=recipe(candidates=12)))
+    assert isinstance(step, Sample)
+    assert len(step.draws) == 12
+
+
+def test_rounds_with_a_stop_score_end_at_it() -> None:
+    with_stop = recipe(candidates=9, stop_score=80.0)
+    first = next_step(progress(recipe=with_stop))
+    assert isinstance(first, Sample) and len(first.draws) == STOP_ROUND
+    low = {0: 10.0, 1: 79.9, 2: 30.0}
+    assert isinstance(next_step(progress(recipe=with_stop, drawn=3, scores=low)), Sample)
+    high = {0: 10.0, 1: 80.0, 2: 30.0}
+    assert next_step(progress(recipe=with_stop, drawn=3, scores=high)) == Stop(
+        1, 80.0, "stop_score"
+    )
+
+
+def test_ties_go_to_the_lowest_index_and_nothing_graded_to_none() -> None:
+    scores = {2: 50.0, 1: 90.0, 0: 90.0}
+    assert next_step(progress(drawn=3, scores=scores)) == Stop(0, 90.0, "all_drawn")
+    assert next_step(progress(drawn=3)) == Stop(None, 0.0, "all_drawn")
+
+
+def test_a_second_allotment_draws_as_many_again() -> None:
+    step = next_step(progress(drawn=3, allotment=2, scores={0: 1.0}))
+    assert isinstance(step, Sample)
+    assert len(step.draws) == 3
+
+
+def image(**changes: object) -> ActiveImage:
+    info = ImageInfo(sha256="ab" * 32, width=1, height=1, format="PNG", bytes=1)
+    return ActiveImage("id", b"a.png", 0, info, recipe(**changes), "fp")
+
+
+def test_equal_draws_share_requests_and_keep_their_own_seeds() -> None:
+    sketch = image(
+        prompts={"p": "x"}, temperatures=(1.0,), top_ps=(0.9,), top_ks=(40,), candidates=10
+    )
+    step = next_step(sketch.progress())
+    assert isinstance(step, Sample)
+    sketch.take_step(sketch.plan_round(step.draws))
+    requests = sketch.to_generate(list(sketch.draws), 4)
+    assert requests == [(0, 1, 2, 3), (4, 5, 6, 7), (8, 9)]
+    base = seed_base(0, "ab" * 32)
+    assert base % 1024 == 0 and base < 2**31
+    assert [d.planned.seed for d in sketch.draws.values()] == [base + i for i in range(10)]
+
+
+def test_temperature_zero_never_shares_a_request() -> None:
+    cold = image(prompts={"p": "x"}, temperatures=(0.0,), top_ps=(0.9,), top_ks=(40,), candidates=3)
+    step = next_step(cold.progress())
+    assert isinstance(step, Sample)
+    cold.take_step(cold.plan_round(step.draws))
+    assert cold.to_generate([0, 1, 2], 16) == [(0,), (1,), (2,)]
+
+
+def test_requests_per_image_counts_shared_draws_once() -> None:
+    shared = recipe(
+        prompts={"p": "x"}, temperatures=(1.0,), top_ps=(0.9,), top_ks=(40,), candidates=16
+    )
+    assert requests_per_image(shared, 16) == 1
+    assert requests_per_image(recipe(), 16) == 3
