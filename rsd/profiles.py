@@ -1,4 +1,66 @@
+"""How one (endpoint, model) wants to be asked, and what a 400 that names a parameter teaches. Pure.
+
+Rules of reasoning models over chat completions: `max_completion_tokens` instead of `max_tokens`,
+and no temperature, top_p, penalties, logprobs or stop (OpenAI's reasoning guide; promptfoo issue
+3738).
+"""
+
 from __future__ import annotations
+
+import re
+from typing import Final
+
+from msgspec.structs import replace
+
+from rsd.errors import ErrorClass
 from rsd.vocabulary import CallError, Profile
-def initial_profile(model: str, role: str) -> Profile: return Profile()
-def adapt(profile: Profile, error: CallError) -> Profile | None: return None
+
+_REASONING: Final = re.compile(r"(^|/)(o[134]([-.]|$)|gpt-5)", re.IGNORECASE)
+#: The ladder of structured output, best first.
+FORMATS: Final = ("json_schema", "json_object", "none")
+#: Parameters that rsd can live without; anything else that is refused is the item's end.
+DROPPABLE: Final = frozenset(
+    {
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
+        "repetition_penalty",
+        "seed",
+        "reasoning_effort",
+        "detail",
+    }
+)
+
+
+def is_reasoning(model: str) -> bool:
+    """Whether a model of this name reasons before it answers (o1, o3, o4, gpt-5 and kin)."""
+    return _REASONING.search(model) is not None
+
+
+def initial_profile(model: str, role: str) -> Profile:
+    """What to try first. `role` is `generate` or `grade`."""
+    if is_reasoning(model):
+        return Profile(
+            drop=("temperature", "top_p", "top_k", "min_p", "repetition_penalty"),
+            token_parameter="max_completion_tokens",
+        )
+    return Profile()
+
+
+def adapt(profile: Profile, error: CallError) -> Profile | None:
+    """The profile after a refusal that names a parameter; None when nothing is left to adapt."""
+    if error.error is not ErrorClass.UNSUPPORTED:
+        return None
+    param = (error.param or "").removeprefix("body.")
+    if param in ("max_tokens", "max_completion_tokens"):
+        other = "max_completion_tokens" if param == "max_tokens" else "max_tokens"
+        return None if profile.token_parameter == other else replace(profile, token_parameter=other)
+    if param.startswith("response_format"):
+        step = FORMATS.index(profile.response_format) + 1
+        return replace(profile, response_format=FORMATS[step]) if step < len(FORMATS) else None
+    if param == "n":
+        return replace(profile, multiple=False) if profile.multiple else None
+    if param in DROPPABLE and param not in profile.drop:
+        return replace(profile, drop=(*profile.drop, param))
+    return None

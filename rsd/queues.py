@@ -92,7 +92,8 @@ class Mailbox(Generic[In, Out]):
         self._inbox = inbox
         self._outbox = outbox
         self._decoder = decoder
-        self._replies: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._replies: queue.SimpleQueue[tuple[bytes, threading.Event | None]]
+        self._replies = queue.SimpleQueue()
         threading.Thread(target=self._send, name="replies", daemon=True).start()
 
     def get(self) -> In:
@@ -105,12 +106,20 @@ class Mailbox(Generic[In, Out]):
 
     def reply(self, message: msgspec.Struct) -> None:
         """Send a message to the hub, without waiting for it."""
-        self._replies.put(msgspec.json.encode(message))
+        self._replies.put((msgspec.json.encode(message), None))
+
+    def reply_now(self, message: msgspec.Struct) -> None:
+        """Send a message and return when it is in the pipe: what comes next may kill us."""
+        sent = threading.Event()
+        self._replies.put((msgspec.json.encode(message), sent))
+        sent.wait()
 
     def _send(self) -> None:
         while True:
-            frame = self._replies.get()
+            frame, sent = self._replies.get()
             try:
                 self._outbox.send_bytes(frame)
             except OSError:
                 os._exit(0)
+            if sent is not None:
+                sent.set()

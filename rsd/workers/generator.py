@@ -1,0 +1,76 @@
+"""The generator process: pictures prepared, candidates made. Retries nothing, decides nothing."""
+
+from __future__ import annotations
+
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from rsd.messages import Completion, Decoding, Generate, Generated, LeaseId, Prepare, Prepared
+from rsd.workers import images
+from rsd.workers.endpoint import chat_body
+from rsd.workers.process import Worker
+
+
+def main(inbox: Connection, outbox: Connection, name: str, slots: int) -> None:
+    """Entry of the process: `slots` threads call, one prepares pictures."""
+    Worker(inbox, outbox, slots, {Prepare: prepare, Generate: generate}).run()
+
+
+def prepare(worker: Worker, lease: LeaseId, task: Prepare) -> Prepared:
+    """Verify a picture and write what is sent of it into the spool. Raises images.BadImage."""
+    configuration = worker.configuration
+    assert configuration is not None
+    info = images.prepare(
+        configuration.image_dir,
+        task.path,
+        Path(configuration.spool_dir),
+        images.Limits(
+            max_pixels=configuration.max_pixels,
+            max_file_bytes=configuration.max_file_bytes,
+            min_side=configuration.min_side,
+            max_aspect=configuration.max_aspect,
+            background=configuration.background,
+        ),
+        lambda: worker.mailbox.reply_now(Decoding(lease=lease, image=task.image)),
+    )
+    return Prepared(lease=lease, image=task.image, info=info)
+
+
+def generate(worker: Worker, lease: LeaseId, task: Generate) -> Generated:
+    """One chat completion. Raises CallFailed."""
+    url = worker.pictures.url(worker.spool, task.sha256, reduced=task.reduced)
+    body = chat_body(task.model, url, task.prompt, parameters(task))
+    reply = worker.client(task.endpoint).chat(body)
+    return Generated(
+        lease=lease,
+        completions=tuple(
+            Completion(content=c.content, finish_reason=c.finish_reason, refusal=c.refusal)
+            for c in reply.choices[: len(task.samples)]
+        ),
+        usage=reply.usage,
+        seconds=reply.seconds,
+        model=reply.model or task.model,
+        timestamp=time.time(),
+    )
+
+
+def parameters(task: Generate) -> dict[str, Any]:
+    """Every sampling parameter, explicitly: a server fills what is missing from its model's own
+    defaults, and Qwen2.5-VL ships temperature 0.1 and top-k 1.
+    """
+    params = task.params
+    wanted: dict[str, Any] = {
+        "temperature": params.temperature,
+        "top_p": params.top_p,
+        "top_k": params.top_k,
+        "min_p": params.min_p,
+        "repetition_penalty": params.repetition_penalty,
+        "seed": task.seed,
+    }
+    sent = {k: v for k, v in wanted.items() if k not in task.profile.drop}
+    sent[task.profile.token_parameter] = task.max_tokens
+    if len(task.samples) > 1:
+        sent["n"] = len(task.samples)
+    return sent

@@ -1,0 +1,90 @@
+"""The grader process: candidates scored. Retries nothing, decides nothing."""
+
+from __future__ import annotations
+
+import logging
+import time
+from multiprocessing.connection import Connection
+from typing import Any
+
+from rsd.errors import ErrorClass
+from rsd.messages import Graded, Judge, Judgement, LeaseId
+from rsd.profiles import is_reasoning
+from rsd.vocabulary import CallError
+from rsd.workers import judging, scores
+from rsd.workers.endpoint import CallFailed, Reply, chat_body
+from rsd.workers.process import Worker
+from rsd.workers.refusals import excerpt
+
+log = logging.getLogger(__name__)
+
+
+def main(inbox: Connection, outbox: Connection, name: str, slots: int) -> None:
+    """Entry of the process: `slots` threads call."""
+    Worker(inbox, outbox, slots, {Judge: judge}).run()
+
+
+def judge(worker: Worker, lease: LeaseId, task: Judge) -> Graded:
+    """One grading call. Raises CallFailed."""
+    question = judging.question(task)
+    url = worker.pictures.url(worker.spool, task.sha256, reduced=task.reduced)
+    body = chat_body(task.model, url, question.text, parameters(task, question))
+    reply = worker.client(task.endpoint).chat(body)
+    return Graded(
+        lease=lease,
+        judgements=judgements(reply, question),
+        usage=reply.usage,
+        seconds=reply.seconds,
+        model=reply.model or task.model,
+        timestamp=time.time(),
+    )
+
+
+def parameters(task: Judge, question: judging.Question) -> dict[str, Any]:
+    """What a judge is asked with: no sampling of its own, a seed per grade, the JSON form."""
+    wanted: dict[str, Any] = {"seed": task.answers[0].number}
+    if not is_reasoning(task.model):
+        wanted["temperature"] = 0.0
+    if task.reasoning_effort:
+        wanted["reasoning_effort"] = task.reasoning_effort
+    sent = {k: v for k, v in wanted.items() if k not in task.profile.drop}
+    sent[task.profile.token_parameter] = task.max_tokens
+    form = judging.response_format(task.profile.response_format, question)
+    if form is not None:
+        sent["response_format"] = form
+    return sent
+
+
+def judgements(reply: Reply, question: judging.Question) -> tuple[Judgement, ...]:
+    """The scores of a reply. Raises CallFailed when there is none: an error is never a score."""
+    choice = reply.choices[0]
+    if choice.refusal or choice.finish_reason == "content_filter":
+        text = choice.refusal or "the content filter stopped the grade"
+        raise CallFailed(_error(ErrorClass.REFUSED, text, "refusal"), reply.usage)
+    if choice.finish_reason == "length":
+        used, thought = reply.usage.output_tokens, reply.usage.reasoning_tokens
+        text = f"the token budget was used up ({used} tokens, {thought} of them by reasoning)"
+        raise CallFailed(_error(ErrorClass.TRUNCATED, text, "truncated"), reply.usage)
+    if question.listwise:
+        found = scores.listwise(choice.content, list(question.ids))
+        why = "no score of the list can be read"
+    else:
+        score = scores.pointwise(choice.content)
+        found = {judging.ONLY: score} if isinstance(score, scores.Score) else {}
+        why = score.why if isinstance(score, scores.Unparsable) else ""
+    if not found:
+        log.warning("unparsable grade (%s): %s", why, excerpt(choice.content))
+        raise CallFailed(_error(ErrorClass.BAD_REPLY, why, "unparsable"), reply.usage)
+    return tuple(
+        Judgement(
+            index=question.ids[name].index,
+            number=question.ids[name].number,
+            score=score.score,
+            explanation=score.explanation,
+        )
+        for name, score in found.items()
+    )
+
+
+def _error(kind: ErrorClass, message: str, reason: str) -> CallError:
+    return CallError(error=kind, message=excerpt(message), reason=reason, status=200)
