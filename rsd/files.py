@@ -125,6 +125,23 @@ def holding(lock: InstanceLock, *, blocking: bool = False) -> Iterator[bool]:
             lock.release()
 
 
+def filesystem_type(path: Path) -> str:
+    """The type of the file system that holds a path (`ext4`, `nfs4`, `fuse.sshfs`); "" unknown."""
+    real = os.path.realpath(path)
+    best, kind = "", ""
+    try:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
+            for line in table:
+                fields = line.split(" ")
+                point = fields[4].encode().decode("unicode_escape")
+                inside = real == point or real.startswith(point.rstrip("/") + "/")
+                if inside and len(point) >= len(best):
+                    best, kind = point, fields[fields.index("-") + 1]
+    except (OSError, ValueError, IndexError):
+        return ""
+    return kind
+
+
 def display_path(path: bytes) -> str:
     r"""A path as text that any terminal, log or JSON file can hold (`\xNN` for odd bytes)."""
     text = path.decode("utf-8", "backslashreplace")

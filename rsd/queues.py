@@ -114,11 +114,18 @@ class Mailbox(Generic[In, Out]):
         self._replies.put((msgspec.json.encode(message), sent))
         sent.wait()
 
+    def flush(self) -> None:
+        """Return when everything said so far is in the pipe."""
+        sent = threading.Event()
+        self._replies.put((b"", sent))
+        sent.wait()
+
     def _send(self) -> None:
         while True:
             frame, sent = self._replies.get()
             try:
-                self._outbox.send_bytes(frame)
+                if frame:
+                    self._outbox.send_bytes(frame)
             except OSError:
                 os._exit(0)
             if sent is not None:

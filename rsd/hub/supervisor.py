@@ -170,7 +170,7 @@ class Supervisor:
             on_progress=on_progress,
             host_seen=lambda level, facts: self.events.put(("host", level, facts)),
         )
-        self.folder = Folder(settings, self.events.put, self.scribe.ask, once, samples)
+        self.folder = Folder(settings, self.scribe.ask, once=once, samples=samples)
         self.requests = RetryRequests(state / "requests", self.scribe.ask)
         self._serial = 0
         self._signals = 0
@@ -187,7 +187,13 @@ class Supervisor:
         (self.state / "requests").mkdir(exist_ok=True)
         previous = self._install_signals()
         pointer = pointers.write_pointer(
-            os.getpid(), host.process_identity(os.getpid()), self.settings, self.state
+            pointers.Pointer(
+                pid=os.getpid(),
+                created=host.process_identity(os.getpid()),
+                state_dir=str(self.state),
+                image_dir=str(Path(self.settings.image_dir).resolve()),
+                output_dir=str(Path(self.settings.output_dir).resolve()),
+            )
         )
         try:
             self._start_writer()
@@ -366,6 +372,7 @@ class Supervisor:
             log.error("the writer is silent; killing it")
             self.pool.kill(self.writer)
             self.scribe.heard(now)
+        self.folder.tend()
         if self.brain.journal.unacknowledged < ARRIVALS_PAUSE:
             for event in self.folder.arrivals():
                 self._think(event)

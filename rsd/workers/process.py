@@ -37,7 +37,7 @@ from rsd.messages import (
     to_worker_decoder,
 )
 from rsd.queues import Mailbox
-from rsd.vocabulary import CallError, Usage
+from rsd.vocabulary import CallError
 from rsd.workers import images
 from rsd.workers.endpoint import CallFailed, Client, Reply, chat_body
 

@@ -1,0 +1,198 @@
+"""`daemon.py run`: the daemon in the foreground, or with `--once` a pass with a progress bar."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+from rsd.commands import flags
+from rsd.config import state_dir
+from rsd.errors import UserError
+from rsd.files import InstanceLock
+from rsd.hub import supervisor
+from rsd.settings import Settings
+
+#: Seconds between two progress lines when stdout is no terminal.
+LINE_SECONDS = 10.0
+#: What `--fresh` moves away.
+MOVED = ("state", "high_quality", "low_quality", "failed", "summary.json", "logs")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `run`."""
+    parser.add_argument("--once", action="store_true", help="process what lies there and exit")
+    parser.add_argument(
+        "--samples", type=int, default=-1, metavar="N", help="with --once: only the first N paths"
+    )
+    parser.add_argument("--resume", action="store_true", help="accepted: rsd always resumes")
+    parser.add_argument("--fresh", action="store_true", help="move earlier state and results away")
+    parser.add_argument("--yes", action="store_true", help="do not ask before --fresh")
+    flags.add_settings(parser)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Exit codes: 0 all have a result, 1 some failed, 2 wrong usage, 130 interrupted."""
+    if args.samples != -1 and not args.once:
+        raise UserError(f"--samples = {args.samples}: only with --once")
+    if args.samples < -1 or args.samples == 0:
+        raise UserError(f"--samples = {args.samples}: -1 (all) or at least 1")
+    settings, recipe = flags.settings_of(args)
+    if args.resume:
+        print("rsd: --resume is not needed: rsd always resumes", file=sys.stderr)
+    if getattr(args, "grading.key") or getattr(args, "generation.key"):
+        print(
+            "rsd: a key on the command line is visible in `ps`; better: RSD_GRADING_KEY or "
+            "grading.key_file",
+            file=sys.stderr,
+        )
+    if args.fresh:
+        start_afresh(settings, yes=args.yes)
+    prepare_output(settings)
+    if not args.once:
+        return supervisor.run(settings, recipe, lambda: flags.settings_of(args))
+    with Bar() as bar:
+        code = supervisor.run(
+            settings,
+            recipe,
+            once=True,
+            samples=args.samples if args.samples > 0 else None,
+            on_progress=bar.show,
+            stderr_log=not bar.live,
+        )
+    bar.summarise(settings)
+    return code
+
+
+def prepare_output(settings: Settings) -> None:
+    """Make the output folder, so that a mistake is found now. Raises UserError."""
+    output = Path(settings.output_dir)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        probe = output / ".rsd-write-test"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as e:
+        raise UserError(f"output_dir = {settings.output_dir}: {e.strerror}") from None
+
+
+def start_afresh(settings: Settings, *, yes: bool) -> None:
+    """Move state and results to OUTPUT/previous-<time>/; nothing is deleted. Raises UserError."""
+    output, state = Path(settings.output_dir), state_dir(settings)
+    if not output.exists():
+        return
+    if state.exists():
+        lock = InstanceLock(state / "instance.lock")
+        if not lock.acquire():
+            raise UserError(f"--fresh: a daemon works in {state}; stop it first")
+        lock.release()
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UserError("--fresh: without a terminal it needs --yes")
+        answer = input(f"Move state and results of {output} to previous-<time>/? [y/N] ")
+        if answer.strip().lower() not in ("y", "yes"):
+            raise UserError("--fresh: not confirmed")
+    target = output / time.strftime("previous-%Y%m%d-%H%M%S")
+    found = [output / name for name in MOVED if (output / name).exists()]
+    if state.exists() and state.resolve() not in [f.resolve() for f in found]:
+        found.append(state)
+    if not found:
+        return
+    target.mkdir()
+    for path in found:
+        shutil.move(path, target / ("state" if path == state else path.name))
+    print(f"rsd: earlier state and results are now in {target}", file=sys.stderr)
+
+
+class Bar:
+    """Progress of `--once`: a bar on a terminal, else a line now and then."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self.live = self._console.is_terminal
+        self.last: dict[str, Any] | None = None
+        self._line_at = 0.0
+        self._bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[facts]}"),
+            TimeElapsedColumn(),
+            console=self._console,
+            transient=True,
+        )
+        self._task = self._bar.add_task("images", total=None, facts="")
+
+    def __enter__(self) -> Bar:
+        if self.live:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.live:
+            self._bar.stop()
+
+    def show(self, document: dict[str, Any]) -> None:
+        """Take a status document."""
+        self.last = document
+        text = facts_of(document)
+        images = document["images"]
+        done = sum(images[k] for k in images if k not in ("seen", "queued", "active"))
+        if self.live:
+            self._bar.update(self._task, total=images["seen"] or None, completed=done, facts=text)
+        elif time.monotonic() - self._line_at >= LINE_SECONDS:
+            self._line_at = time.monotonic()
+            self._console.print(f"{done}/{images['seen']} images {text}", highlight=False)
+
+    def summarise(self, settings: Settings) -> None:
+        """The last word of a run."""
+        if self.last is None:
+            return
+        images = self.last["images"]
+        self._console.print(
+            f"{images['high_quality']} high quality, {images['low_quality']} low quality, "
+            f"{images['failed']} failed, {images['duplicate']} duplicates, "
+            f"{images['queued'] + images['active']} open; "
+            f"{self.last['candidates']['generated']} candidates. Results: {settings.output_dir}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        for reason in self.last["reasons"]:
+            self._console.print(f"  {reason}", highlight=False, soft_wrap=True)
+
+
+def facts_of(document: dict[str, Any]) -> str:
+    """Rate, quality, recent scores and time left, in a few words."""
+    images, rates = document["images"], document["rates"]
+    parts = [f"{images['high_quality']} high, {images['low_quality']} low"]
+    if images["failed"]:
+        parts.append(f"{images['failed']} failed")
+    if rates["images_per_second"]:
+        parts.append(f"{rates['images_per_second'] * 60:.1f}/min")
+    recent = [f"{r['score']:.0f}" for r in document["recent_scores"][-4:]]
+    if recent:
+        parts.append("best " + " ".join(recent))
+    if document["eta_seconds"]:
+        minutes, seconds = divmod(int(document["eta_seconds"]), 60)
+        parts.append(f"{minutes}:{seconds:02d} left")
+    if document["reasons"]:
+        parts.append(document["reasons"][0])
+    return " · ".join(parts)

@@ -1,0 +1,203 @@
+"""The host: psutil's samples, the throttle's hysteresis, systemd's notifications, process
+identity.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import psutil
+
+from rsd.settings import Throttle as ThrottleSettings
+
+#: Margins for recovery, so that a level does not flicker: percent of CPU, percent of memory, share
+#: of the disk limits.
+CPU_MARGIN, MEMORY_MARGIN, DISK_MARGIN = 5.0, 2.0, 1.1
+MEBIBYTE: Final = 1024 * 1024
+
+NORMAL, REDUCED, PAUSED = "normal", "reduced", "paused"
+
+
+@dataclass(frozen=True, slots=True)
+class HostSample:
+    """One look. Percentages 0 to 100; `memory_percent` is what is in use."""
+
+    cpu_percent: float
+    memory_percent: float
+    disk_free_bytes: int
+
+
+def sample(paths: Iterable[Path]) -> HostSample:
+    """Look at the host; a cgroup's memory limit counts when it is the tighter one."""
+    memory = psutil.virtual_memory()
+    used = float(memory.percent)
+    limit, inside = _cgroup_memory()
+    if limit is not None and limit < memory.total:
+        used = max(used, 100.0 * inside / limit)
+    free = []
+    for path in paths:
+        with contextlib.suppress(OSError):
+            free.append(shutil.disk_usage(path).free)
+    return HostSample(
+        cpu_percent=float(psutil.cpu_percent(interval=None)),
+        memory_percent=round(used, 1),
+        disk_free_bytes=min(free, default=0),
+    )
+
+
+def _cgroup_memory() -> tuple[int | None, int]:
+    """(limit, in use without reclaimable cache) of this process's cgroup v2, or (None, 0)."""
+    try:
+        line = Path("/proc/self/cgroup").read_text().strip().rpartition("\n")[2]
+        folder = Path("/sys/fs/cgroup") / line.partition("::")[2].lstrip("/")
+        text = (folder / "memory.max").read_text().strip()
+        if text == "max":
+            return None, 0
+        inside = int((folder / "memory.current").read_text())
+        for row in (folder / "memory.stat").read_text().splitlines():
+            if row.startswith("inactive_file "):
+                inside -= int(row.split()[1])
+        return int(text), max(0, inside)
+    except (OSError, ValueError):
+        return None, 0
+
+
+class Throttle:
+    """Levels with hysteresis (SPEC 5.11). Times are monotonic seconds, given."""
+
+    def __init__(self, settings: ThrottleSettings) -> None:
+        self._settings = settings
+        self._cpu_high_since: float | None = None
+        self._cpu_low_since: float | None = None
+        self._cpu_reduces = False
+        self._memory = NORMAL
+        self._disk = NORMAL
+
+    def level(self, seen: HostSample, now: float) -> tuple[str, str]:
+        """(level, why); CPU only ever reduces, memory and disk also pause."""
+        if not self._settings.enabled:
+            return NORMAL, ""
+        reasons: list[tuple[str, str]] = []
+        if self._cpu(seen.cpu_percent, now):
+            reasons.append((REDUCED, f"CPU at {seen.cpu_percent:.0f} %"))
+        self._memory = self._memory_level(100.0 - seen.memory_percent)
+        if self._memory != NORMAL:
+            reasons.append((self._memory, f"memory: {100 - seen.memory_percent:.0f} % available"))
+        self._disk = self._disk_level(seen.disk_free_bytes / MEBIBYTE)
+        if self._disk != NORMAL:
+            free = seen.disk_free_bytes / MEBIBYTE
+            reasons.append((self._disk, f"disk: {free:.0f} MiB free"))
+        for wanted in (PAUSED, REDUCED):
+            why = [text for level, text in reasons if level == wanted]
+            if why:
+                return wanted, "; ".join(why)
+        return NORMAL, ""
+
+    def _cpu(self, percent: float, now: float) -> bool:
+        s = self._settings
+        if percent > s.cpu_reduce_percent:
+            self._cpu_low_since = None
+            self._cpu_high_since = now if self._cpu_high_since is None else self._cpu_high_since
+            if now - self._cpu_high_since >= s.cpu_seconds:
+                self._cpu_reduces = True
+        elif percent < s.cpu_reduce_percent - CPU_MARGIN:
+            self._cpu_high_since = None
+            self._cpu_low_since = now if self._cpu_low_since is None else self._cpu_low_since
+            if now - self._cpu_low_since >= s.cpu_seconds:
+                self._cpu_reduces = False
+        return self._cpu_reduces
+
+    def _memory_level(self, available: float) -> str:
+        s = self._settings
+        return _stepped(
+            self._memory,
+            available,
+            (s.memory_pause_percent, s.memory_pause_percent + MEMORY_MARGIN),
+            (s.memory_reduce_percent, s.memory_reduce_percent + MEMORY_MARGIN),
+        )
+
+    def _disk_level(self, free: float) -> str:
+        s = self._settings
+        return _stepped(
+            self._disk,
+            free,
+            (s.disk_pause_mebibytes, s.disk_pause_mebibytes * DISK_MARGIN),
+            (s.disk_reduce_mebibytes, s.disk_reduce_mebibytes * DISK_MARGIN),
+        )
+
+
+def _stepped(
+    level: str, value: float, pause: tuple[float, float], reduce: tuple[float, float]
+) -> str:
+    """The level for a value that should be high; (enter below, leave above) per level."""
+    if value < pause[0] or (level == PAUSED and value < pause[1]):
+        return PAUSED
+    if value < reduce[0] or (level != NORMAL and value < reduce[1]):
+        return REDUCED
+    return NORMAL
+
+
+class Notifier:
+    """systemd's notify protocol (sd_notify(3)): datagrams to NOTIFY_SOCKET; silent without one."""
+
+    def __init__(self) -> None:
+        address = os.environ.get("NOTIFY_SOCKET", "")
+        self._address = "\0" + address[1:] if address.startswith("@") else address
+        self._last = ""
+        usec = os.environ.get("WATCHDOG_USEC", "")
+        mine = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+        #: Seconds within which the watchdog must be fed; None without one.
+        self.watchdog_seconds = int(usec) / 1e6 if usec.isdigit() and mine else None
+
+    def _send(self, text: str) -> None:
+        if not self._address:
+            return
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as s:
+            s.connect(self._address)
+            s.sendall(text.encode())
+
+    def ready(self, status: str) -> None:
+        """Start-up, or a reload, is over."""
+        self._send(f"READY=1\nSTATUS={status}")
+
+    def status(self, text: str) -> None:
+        """The line that `systemctl status` shows."""
+        line = text.replace("\n", " ")
+        if line != self._last:
+            self._last = line
+            self._send(f"STATUS={line}")
+
+    def stopping(self) -> None:
+        """The service goes down."""
+        self._send("STOPPING=1")
+
+    def reloading(self) -> None:
+        """A reload begins; `ready` ends it."""
+        usec = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+        self._send(f"RELOADING=1\nMONOTONIC_USEC={usec}")
+
+    def watchdog(self) -> None:
+        """Still alive."""
+        self._send("WATCHDOG=1")
+
+
+def process_identity(pid: int) -> float | None:
+    """When a process was started (Unix seconds), None when there is none of that pid."""
+    try:
+        return float(psutil.Process(pid).create_time())
+    except psutil.Error:
+        return None
+
+
+def same_process(pid: int, created: float | None) -> bool:
+    """Whether the process that had this pid and start time still lives."""
+    now = process_identity(pid)
+    return now is not None and created is not None and abs(now - created) < 1.0

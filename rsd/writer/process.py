@@ -1,0 +1,281 @@
+"""The writer process: group commit, outbox, summary. It decides nothing.
+
+Block for one message, gather what has come (at most BATCH facts or GATHER_SECONDS), one
+transaction, acknowledge, then write a few results. A disk that refuses loses nothing: the batch is
+kept and tried again, and pings are answered with the reason meanwhile.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import msgspec
+
+from rsd import logs
+from rsd.errors import StateError
+from rsd.facts import ImageChecked, ImageDecided, ImageSetAside, Numbered
+from rsd.files import InstanceLock, failpoint, sweep_temporary
+from rsd.messages import (
+    BacklogPage,
+    Close,
+    Committed,
+    ComparePaths,
+    ContentFound,
+    FindContent,
+    FindImages,
+    ImagesFound,
+    ListPending,
+    Open,
+    PathsCompared,
+    PendingListed,
+    Ping,
+    Pong,
+    Query,
+    ReadBacklog,
+    Resettle,
+    Stats,
+    ToWriter,
+    WriterBlocked,
+    WriterUp,
+    to_writer_decoder,
+)
+from rsd.queues import Mailbox
+from rsd.writer import view
+from rsd.writer.apply import Application
+from rsd.writer.publish import Publisher
+from rsd.writer.records import ACTIVE
+from rsd.writer.store import Store, Transaction
+
+log = logging.getLogger(__name__)
+
+#: Facts in one transaction, and seconds that the first of them waits for company.
+BATCH, GATHER_SECONDS = 128, 0.02
+#: Results written between two batches of facts.
+RESULTS_PER_TURN = 16
+#: Seconds between two tries when the disk refuses, and between two sweeps of dead readers.
+RETRY_SECONDS, READER_CHECK_SECONDS = 1.0, 60.0
+
+
+def main(inbox: Connection, outbox: Connection) -> None:
+    """Entry of the process. Waits for a predecessor that is still dying."""
+    mailbox: Mailbox[ToWriter, msgspec.Struct] = Mailbox(inbox, outbox, to_writer_decoder)
+    opening = mailbox.get()
+    assert isinstance(opening, Open)
+    logs.forward(mailbox.reply, opening.log_level)
+    lock = InstanceLock(Path(opening.state_dir) / "writer.lock")
+    lock.acquire(blocking=True)
+    try:
+        writer = Writer(mailbox, opening)
+    except (StateError, OSError) as e:
+        log.critical("%s", e)
+        mailbox.flush()
+        os._exit(4)
+    writer.run()
+
+
+class Writer:
+    """Owns the store and all files that the user sees."""
+
+    def __init__(self, mailbox: Mailbox[ToWriter, msgspec.Struct], opening: Open) -> None:
+        self._mailbox = mailbox
+        self._opening = opening
+        state = Path(opening.state_dir)
+        self._spool = state / "spool"
+        self._spool.mkdir(exist_ok=True, mode=0o750)
+        sweep_temporary(state)
+        sweep_temporary(self._spool)
+        self._store = Store(state / "lmdb")
+        self._publisher = Publisher(self._store, opening)
+        self._pending: queue.SimpleQueue[ToWriter] = queue.SimpleQueue()
+        self._blocked = ""
+        self._reader_check = time.monotonic()
+        self._stats = Stats()
+
+    def run(self) -> None:
+        """Open for business, then serve until told to close; ends the process."""
+        self._sweep_spool()
+        self._recover()
+        threading.Thread(target=self._read, name="inbox", daemon=True).start()
+        while True:
+            batch, queries, close = self._gather()
+            if batch:
+                self._commit(batch)
+            for query in queries:
+                self._answer(query)
+            if close:
+                self._publish(limit=None)
+                self._attempt(lambda: self._publisher.summary(force=True))
+                self._mailbox.reply(Committed(seq=0, stats=self._stats))
+                self._mailbox.flush()
+                self._store.close()
+                os._exit(0)
+            self._publish(limit=RESULTS_PER_TURN)
+            self._attempt(self._publisher.summary)
+            self._check_readers()
+
+    def _recover(self) -> None:
+        with self._store.reading() as txn:
+            self._stats = txn.stats()
+            active = view.active_images(txn) if self._opening.recover else []
+            profiles = view.profiles(txn)
+        for image in active:
+            with self._store.reading() as txn:
+                found = view.recovered(txn, image)
+            if found is not None:
+                self._mailbox.reply(found)
+        self._mailbox.reply(WriterUp(pid=os.getpid(), stats=self._stats, profiles=profiles))
+
+    def _read(self) -> None:
+        """A thread of its own: the mailbox ends the process when the hub dies."""
+        while True:
+            message = self._mailbox.get()
+            if isinstance(message, Ping):
+                # Answered here: a full or slow disk must not look like a dead writer.
+                self._mailbox.reply(Pong(query=message.query, blocked=self._blocked))
+            else:
+                self._pending.put(message)
+
+    def _gather(self) -> tuple[list[Numbered], list[Query], bool]:
+        """What is to be done next: facts first, then the questions that came after them."""
+        batch: list[Numbered] = []
+        wait = 0.0 if self._publisher.pending else self._publisher.summary_due(time.monotonic())
+        deadline: float | None = None
+        while len(batch) < BATCH:
+            try:
+                message = (
+                    self._pending.get(timeout=wait) if wait > 0 else self._pending.get_nowait()
+                )
+            except queue.Empty:
+                break
+            match message:
+                case Numbered():
+                    batch.append(message)
+                    deadline = deadline or time.monotonic() + GATHER_SECONDS
+                case Close():
+                    return batch, [], True
+                case Resettle():
+                    self._publisher.resettle(message)
+                case Open():
+                    pass
+                case _:
+                    return batch, [message], False
+            wait = max(0.0, (deadline or time.monotonic()) - time.monotonic())
+        return batch, [], False
+
+    def _commit(self, batch: list[Numbered]) -> None:
+        stats = Stats()
+
+        def work(txn: Transaction) -> None:
+            nonlocal stats
+            application = Application(txn, self._opening.life)
+            for numbered in batch:
+                application.apply(numbered)
+            stats = application.finish()
+            failpoint("writer.before-commit")
+
+        self._attempt(lambda: self._store.write(work), until_done=True)
+        failpoint("writer.after-commit")
+        self._stats = stats
+        self._publisher.committed(stats)
+        self._mailbox.reply(Committed(seq=batch[-1].seq, stats=stats))
+        self._unspool(batch)
+
+    def _unspool(self, batch: list[Numbered]) -> None:
+        """Remove the prepared pictures that no active image needs any more."""
+        with self._store.reading() as txn:
+            for numbered in batch:
+                sha256 = ""
+                match numbered.fact:
+                    case ImageSetAside(sha256=named) if named:
+                        sha256 = named
+                    case ImageDecided(image=image) | ImageChecked(image=image):
+                        record = view.image_record(txn, image)
+                        sha256 = record.sha256 if record is not None else ""
+                if sha256 and not view.is_active(txn, sha256):
+                    (self._spool / sha256).unlink(missing_ok=True)
+
+    def _answer(self, query: Query) -> None:
+        with self._store.reading() as txn:
+            reply = self._found(txn, query)
+        self._mailbox.reply(reply)
+
+    def _found(self, txn: Transaction, query: Query) -> msgspec.Struct:
+        match query:
+            case ReadBacklog():
+                images, recipes = view.backlog_page(txn, query.after, query.count)
+                return BacklogPage(query=query.query, images=tuple(images), recipes=recipes)
+            case FindContent(sha256=sha256):
+                owner = view.content_owner(txn, sha256)
+                return ContentFound(query=query.query, sha256=sha256, owner=owner)
+            case ComparePaths(files=files):
+                changed = view.changed_files(txn, files)
+                return PathsCompared(query=query.query, changed=changed)
+            case ListPending(after=after, count=count):
+                paths = view.pending_paths(txn, after, count)
+                return PendingListed(query=query.query, paths=paths)
+            case FindImages(path=path, status=status):
+                found = view.find_images(txn, path, status)
+                return ImagesFound(query=query.query, images=found)
+            case Ping():
+                return Pong(query=query.query, blocked=self._blocked)
+
+    def _publish(self, limit: int | None) -> None:
+        """Write results that are due; a disk that refuses is tried again later."""
+        while self._publisher.pending:
+            done = self._attempt(lambda: self._publisher.drain(RESULTS_PER_TURN))
+            if not done or limit is not None:
+                return
+
+    def _attempt(self, work: Callable[[], None], *, until_done: bool = False) -> bool:
+        """Run something that writes. When the disk refuses: say so, keep everything, try again."""
+        while True:
+            try:
+                work()
+            except OSError as e:
+                self._block(e.strerror or str(e))
+                if not until_done:
+                    time.sleep(RETRY_SECONDS)
+                    return False
+                time.sleep(RETRY_SECONDS)
+            else:
+                self._unblock()
+                return True
+
+    def _block(self, reason: str) -> None:
+        if not self._blocked:
+            self._mailbox.reply(WriterBlocked(reason=reason))
+        self._blocked = reason
+
+    def _unblock(self) -> None:
+        if self._blocked:
+            self._blocked = ""
+            self._mailbox.reply(WriterBlocked(reason=""))
+
+    def _sweep_spool(self) -> None:
+        """Pictures of images that are not active any more."""
+        with self._store.reading() as txn:
+            needed = set()
+            for image in view.active_images(txn):
+                record = view.image_record(txn, image)
+                if record is not None and record.status == ACTIVE:
+                    needed.add(record.sha256)
+        if not self._opening.recover:
+            return  # a living hub has pictures in the spool that are not active yet
+        for entry in self._spool.iterdir():
+            if entry.name not in needed:
+                entry.unlink(missing_ok=True)
+
+    def _check_readers(self) -> None:
+        now = time.monotonic()
+        if now - self._reader_check >= READER_CHECK_SECONDS:
+            self._reader_check = now
+            freed = self._store.reader_check()
+            if freed:
+                log.info("freed the slots of %d dead readers", freed)

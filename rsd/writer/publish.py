@@ -1,0 +1,135 @@
+"""The outbox: result files and summary.json, rendered from committed data alone.
+
+A result's name and content are functions of what is committed, so writing it again after a crash is
+harmless; its outbox row is deleted in the transaction after the file is durable.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from pathlib import Path
+
+import msgspec
+
+from rsd.files import failpoint, result_name, sweep_temporary, write_atomically
+from rsd.messages import Open, Resettle, Stats
+from rsd.writer import view
+from rsd.writer.records import FAILED, HIGH, LOW, OutboxRecord, Tally
+from rsd.writer.results import failed_document, result_document, summary_document
+from rsd.writer.store import Store, Transaction, decode
+
+#: Folders of results; an image has a file in one of them at most.
+FOLDERS = (HIGH, LOW, FAILED)
+#: summary.json is written this many seconds after a change, and never more often than every
+#: SUMMARY_PAUSE seconds.
+SUMMARY_SECONDS, SUMMARY_PAUSE = 10.0, 2.0
+
+
+class Publisher:
+    """Writes what the user sees. Raises OSError when the disk refuses; then nothing is lost."""
+
+    def __init__(self, store: Store, opening: Open) -> None:
+        self._store = store
+        self._config = opening.summary
+        self._interval = opening.checkpoint_interval
+        self._output = Path(opening.output_dir)
+        for name in FOLDERS:
+            folder = self._output / name
+            folder.mkdir(parents=True, exist_ok=True)
+            sweep_temporary(folder)
+        sweep_temporary(self._output)
+        with store.reading() as txn:
+            self.pending = txn.entries("outbox")
+            self._ended = _ended(txn.stats())
+        self._summary_ended = self._ended
+        self._changed_at: float | None = 0.0
+        self._written_at = -SUMMARY_PAUSE
+
+    def resettle(self, message: Resettle) -> None:
+        """A reload changed what the summary repeats."""
+        self._config, self._interval = message.summary, message.checkpoint_interval
+
+    def committed(self, stats: Stats) -> None:
+        """Facts were committed."""
+        self.pending = stats.outbox
+        self._ended = _ended(stats)
+        if self._changed_at is None:
+            self._changed_at = time.monotonic()
+
+    def drain(self, limit: int) -> None:
+        """Write up to `limit` results and delete their rows."""
+        with self._store.reading() as txn:
+            rows = txn.scan("outbox", limit=limit)
+        for _, value in rows:
+            self._write(decode(OutboxRecord, value))
+        failpoint("writer.after-replace")
+
+        def work(txn: Transaction) -> None:
+            stats = txn.stats()
+            for row, _ in rows:
+                if txn.delete("outbox", row):
+                    stats.outbox -= 1
+            txn.put("stats", b"all", stats)
+
+        if rows:
+            self._store.write(work)
+        failpoint("writer.outbox-drain")
+        self.pending -= len(rows)
+        if not rows:
+            self.pending = 0
+
+    def _write(self, row: OutboxRecord) -> None:
+        with self._store.reading() as txn:
+            record = view.image_record(txn, row.image)
+            if record is None:
+                return
+            current = view.image_at(txn, record.path)
+            if current is not None and current.image != record.image:
+                return  # a newer version of the path has its own row
+            if row.destination and record.status != row.destination:
+                return  # decided anew since: a later row writes it
+            seen = view.view(txn, record)
+        name = result_name(record.path)
+        for folder in FOLDERS:
+            if folder != row.destination:
+                with contextlib.suppress(FileNotFoundError):
+                    (self._output / folder / name).unlink()
+        if not row.destination:
+            return
+        render = failed_document if row.destination == FAILED else result_document
+        document = render(seen, self._config.image_dir)
+        data = msgspec.json.format(msgspec.json.encode(document), indent=2)
+        write_atomically(self._output / row.destination / name, data + b"\n")
+
+    def summary_due(self, now: float) -> float:
+        """Seconds that the writer may sleep before the summary is due; `now` is monotonic."""
+        if self._changed_at is None:
+            return 30.0
+        return min(30.0, max(0.01, self._summary_at() - now))
+
+    def _summary_at(self) -> float:
+        assert self._changed_at is not None
+        soon = self._ended - self._summary_ended >= self._interval
+        due = self._changed_at if soon else self._changed_at + SUMMARY_SECONDS
+        return max(due, self._written_at + SUMMARY_PAUSE)
+
+    def summary(self, *, force: bool = False) -> None:
+        """Write summary.json when it is due, always as a complete file."""
+        now = time.monotonic()
+        if not force and (self._changed_at is None or now < self._summary_at()):
+            return
+        with self._store.reading() as txn:
+            stats = txn.stats()
+            tallies = {k.decode(): decode(Tally, v) for k, v in txn.scan("tallies")}
+            first = txn.get("meta", b"first_seen")
+        started = float(first) if first is not None else 0.0
+        document = summary_document(stats, tallies, self._config, time.time(), started)
+        data = msgspec.json.format(msgspec.json.encode(document), indent=2)
+        write_atomically(self._output / "summary.json", data + b"\n")
+        self._written_at, self._changed_at = now, None
+        self._summary_ended = self._ended
+
+
+def _ended(stats: Stats) -> int:
+    return stats.high_quality + stats.low_quality + stats.failed

@@ -1,0 +1,259 @@
+"""LMDB: environment, databases, transactions, migrations, and the reading side.
+
+One process writes (the writer, or a command that holds the instance lock); any number may read.
+Durable defaults, never NOSYNC. Transactions never outlive a function. The map is address space,
+not disk; it is doubled when it is full, and a reader that finds it grown maps it anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import lmdb
+import msgspec
+
+from rsd.errors import StateError
+from rsd.files import filesystem_type
+from rsd.messages import Stats
+from rsd.vocabulary import ImageId
+
+log = logging.getLogger(__name__)
+
+#: Address space of the map at first, in bytes (disk is used only as it fills).
+MAP_SIZE: Final = 64 * 1024**3
+#: Format of what is stored; raised with every change, each with a function in MIGRATIONS.
+SCHEMA: Final = 1
+#: Readers at the same time; each status or show takes one for a moment.
+READERS: Final = 126
+#: All databases.
+NAMES: Final = (
+    "meta",
+    "paths",
+    "images",
+    "steps",
+    "configs",
+    "labels",
+    "backlog",
+    "active",
+    "candidates",
+    "grades",
+    "sample_failures",
+    "grade_failures",
+    "contents",
+    "duplicates",
+    "classes",
+    "tallies",
+    "policy",
+    "profiles",
+    "stats",
+    "outbox",
+)
+#: File systems on which LMDB's locks and maps do not work, and those on which nobody knows.
+NETWORK: Final = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "afs", "ceph", "glusterfs"}
+DOUBTFUL: Final = {"9p", "virtiofs", ""}
+
+T = TypeVar("T", bound=msgspec.Struct)
+_decoders: dict[type, msgspec.json.Decoder[Any]] = {}
+
+
+def decode(kind: type[T], data: bytes) -> T:
+    """One stored value."""
+    decoder = _decoders.get(kind)
+    if decoder is None:
+        decoder = _decoders[kind] = msgspec.json.Decoder(kind)
+    value: T = decoder.decode(data)
+    return value
+
+
+class Transaction:
+    """One transaction over all databases; `put` only inside a writing one."""
+
+    def __init__(self, txn: Any, databases: dict[str, Any]) -> None:
+        self._txn = txn
+        self._databases = databases
+
+    def get(self, database: str, key: bytes) -> bytes | None:
+        """The raw value, or None."""
+        value = self._txn.get(key, db=self._databases[database])
+        return None if value is None else bytes(value)
+
+    def load(self, database: str, key: bytes, kind: type[T]) -> T | None:
+        """The decoded value, or None."""
+        value = self._txn.get(key, db=self._databases[database])
+        return None if value is None else decode(kind, value)
+
+    def put(self, database: str, key: bytes, value: bytes | msgspec.Struct) -> None:
+        """Write a value."""
+        data = value if isinstance(value, bytes) else msgspec.json.encode(value)
+        self._txn.put(key, data, db=self._databases[database])
+
+    def put_new(self, database: str, key: bytes, value: bytes | msgspec.Struct) -> bool:
+        """Write a value unless there is one; True when it was written."""
+        data = value if isinstance(value, bytes) else msgspec.json.encode(value)
+        return bool(self._txn.put(key, data, db=self._databases[database], overwrite=False))
+
+    def delete(self, database: str, key: bytes) -> bool:
+        """Remove a value; True when there was one."""
+        return bool(self._txn.delete(key, db=self._databases[database]))
+
+    def scan(
+        self, database: str, *, start: bytes = b"", prefix: bytes = b"", limit: int = 0
+    ) -> list[tuple[bytes, bytes]]:
+        """Rows in key order from `start` (inclusive), with `prefix`, at most `limit` (0 = all)."""
+        rows: list[tuple[bytes, bytes]] = []
+        with self._txn.cursor(db=self._databases[database]) as cursor:
+            at = max(start, prefix)
+            found = cursor.set_range(at) if at else cursor.first()
+            while found:
+                key = bytes(cursor.key())
+                if prefix and not key.startswith(prefix):
+                    break
+                rows.append((key, bytes(cursor.value())))
+                if limit and len(rows) >= limit:
+                    break
+                found = cursor.next()
+        return rows
+
+    def last_key(self, database: str) -> bytes | None:
+        """The highest key, or None."""
+        with self._txn.cursor(db=self._databases[database]) as cursor:
+            return bytes(cursor.key()) if cursor.last() else None
+
+    def entries(self, database: str) -> int:
+        """Number of rows."""
+        return int(self._txn.stat(self._databases[database])["entries"])
+
+    def stats(self) -> Stats:
+        """The exact counters."""
+        data = self.get("stats", b"all")
+        return decode(Stats, data) if data is not None else Stats()
+
+
+class Store:
+    """An open environment. Raises StateError when it cannot be used."""
+
+    def __init__(self, path: Path, *, readonly: bool = False) -> None:
+        self.path = path
+        self.readonly = readonly
+        if not readonly:
+            path.mkdir(parents=True, exist_ok=True)
+            refuse_network(path)
+        elif not (path / "data.mdb").exists():
+            raise StateError(f"{path}: holds no state of rsd")
+        try:
+            self._env = lmdb.open(
+                str(path),
+                map_size=MAP_SIZE,
+                max_dbs=len(NAMES) + 4,
+                max_readers=READERS,
+                readonly=readonly,
+                create=not readonly,
+                mode=0o640,
+                lock=not readonly or os.access(path / "lock.mdb", os.W_OK),
+            )
+        except lmdb.Error as e:
+            raise StateError(f"{path}: cannot be opened as LMDB: {e}") from None
+        self._databases = self._open_databases()
+        if not readonly:
+            self._env.reader_check()
+            self._migrate()
+        else:
+            self._check_schema()
+
+    def _open_databases(self) -> dict[str, Any]:
+        # Handles are opened outside of any transaction; inside a reading one they are unusable.
+        found: dict[str, Any] = {}
+        for name in NAMES:
+            try:
+                found[name] = self._env.open_db(name.encode(), create=not self.readonly)
+            except lmdb.NotFoundError:
+                raise StateError(f"{self.path}: no state of rsd (no database {name})") from None
+            except lmdb.Error as e:
+                raise StateError(f"{self.path}: {e}") from None
+        return found
+
+    def _check_schema(self) -> int:
+        with self.reading() as txn:
+            data = txn.get("meta", b"schema")
+        version = int(data) if data is not None else 0
+        if version > SCHEMA:
+            raise StateError(
+                f"{self.path}: written by a newer rsd (format {version}, this one knows {SCHEMA})"
+            )
+        return version
+
+    def _migrate(self) -> None:
+        version = self._check_schema()
+        while version < SCHEMA:
+            version += 1
+
+            def step(txn: Transaction, to: int = version) -> None:
+                MIGRATIONS[to](txn)
+                txn.put("meta", b"schema", str(to).encode())
+
+            self.write(step)
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Transaction]:
+        """A short look; never keep it open."""
+        try:
+            txn = self._env.begin()
+        except lmdb.MapResizedError:
+            self._env.set_mapsize(0)
+            txn = self._env.begin()
+        with txn:
+            yield Transaction(txn, self._databases)
+
+    def write(self, work: Callable[[Transaction], None]) -> None:
+        """Run `work` in one transaction and commit it durably; doubles the map when it is full.
+
+        `work` may run twice. Raises OSError when the disk refuses.
+        """
+        while True:
+            try:
+                with self._env.begin(write=True) as txn:
+                    work(Transaction(txn, self._databases))
+                return
+            except lmdb.MapFullError:
+                size = self._env.info()["map_size"] * 2
+                log.warning("the state's map is full; it grows to %d GiB", size // 1024**3)
+                self._env.set_mapsize(size)
+            except lmdb.DiskError as e:
+                raise OSError(f"state: {e}") from e
+            except lmdb.Error as e:
+                raise OSError(f"state: {type(e).__name__}: {e}") from e
+
+    def reader_check(self) -> int:
+        """Free the slots of readers that died; without it the file would grow."""
+        return int(self._env.reader_check())
+
+    def close(self) -> None:
+        """Unmap."""
+        self._env.close()
+
+
+def refuse_network(path: Path) -> None:
+    """LMDB on a network file system loses data. Raises StateError."""
+    kind = filesystem_type(path)
+    if kind in NETWORK:
+        raise StateError(f"state_dir = {path}: is on {kind}; put the state on a local disk")
+    if kind in DOUBTFUL:
+        log.warning("state_dir %s is on %s: make sure that its locks work", path, kind or "?")
+
+
+def _first_format(txn: Transaction) -> None:
+    txn.put("stats", b"all", Stats())
+
+
+#: Format number -> function that brings the one before to it.
+MIGRATIONS: Final[dict[int, Callable[[Transaction], None]]] = {1: _first_format}
+
+
+def class_key(status: str, image: ImageId) -> bytes:
+    """`classes`: index of the images that a command may ask for by status."""
+    return status.encode() + b"\0" + bytes.fromhex(image)
