@@ -1,8 +1,275 @@
+"""`daemon.py check`: is everything as it should be, and what will it cost? Two calls, no more."""
+
 from __future__ import annotations
 
 import argparse
+import os
+import shutil
+import stat
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.markup import escape
+
+from rsd.commands import flags
+from rsd.commands.run import prepare_output
+from rsd.config import state_dir
+from rsd.errors import ErrorClass, StateError, UserError
+from rsd.files import filesystem_type
+from rsd.hub.policy import configure_of, policy_of
+from rsd.hub.settle import is_candidate, is_open_folder
+from rsd.messages import Answer, Configure, Generate, Generated, Graded, Judge, Probe, Probed
+from rsd.profiles import adapt, initial_profile
+from rsd.settings import Settings
+from rsd.simulator.server import samples_folder
+from rsd.vocabulary import ImageInfo, Profile, Recipe, SamplingParams, Usage
+from rsd.workers import generator, grader, images
+from rsd.workers.endpoint import CallFailed, Client
+from rsd.workers.process import Pictures, probe
+from rsd.writer.store import refuse_network
+
+#: Adaptations of a request's profile that are tried before giving up.
+ADAPTATIONS = 6
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None: ...
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of `run`."""
+    flags.add_settings(parser)
+
+
 def main(args: argparse.Namespace) -> int:
-    return 0
+    """Exit codes: 0 all is well, 2 something is wrong."""
+    settings, recipe = flags.settings_of(args)
+    out = Console(highlight=False)
+    wrong = 0
+
+    def tell(good: bool, what: str, detail: str) -> None:
+        nonlocal wrong
+        wrong += not good
+        mark = "[green]ok[/]   " if good else "[red]wrong[/]"
+        out.print(f"{mark} {what}: {escape(detail)}", soft_wrap=True)
+
+    tell(True, "prompts", f"{', '.join(recipe.prompts)} from {settings.prompts}")
+    kind = "listwise" if recipe.listwise else "pointwise"
+    tell(True, "grading prompt", f"{settings.grading_prompt} ({kind})")
+    for good, what, detail in check_folders(settings):
+        tell(good, what, detail)
+    pictures = list_images(Path(settings.image_dir))
+    tell(True, "images", f"{len(pictures)} in {settings.image_dir}")
+    with tempfile.TemporaryDirectory(prefix="rsd-check-") as spool:
+        trial = Trial(settings, recipe, Path(spool))
+        try:
+            source, info = trial.prepare(pictures)
+            size = f"{info.width} x {info.height} {info.format}"
+            tell(True, "test picture", f"{source}, {size}, {info.sent_bytes} bytes sent")
+        except UserError as e:
+            tell(False, "test picture", str(e))
+            return 2
+        for role in ("generate", "grade"):
+            for url in trial.urls(role):
+                for good, what, detail in trial.endpoint(role, url):
+                    tell(good, what, detail)
+        for text in trial.estimate(len(pictures)):
+            out.print(f"      {escape(text)}", soft_wrap=True)
+    return 2 if wrong else 0
+
+
+def check_folders(settings: Settings) -> list[tuple[bool, str, str]]:
+    """Output and state: writable, on a local disk, with room."""
+    found: list[tuple[bool, str, str]] = []
+    try:
+        prepare_output(settings)
+    except UserError as e:
+        return [(False, "output", str(e))]
+    free = shutil.disk_usage(settings.output_dir).free / 2**20
+    enough = free >= settings.throttle.disk_reduce_mebibytes
+    found.append((enough, "output", f"{settings.output_dir}, {free / 1024:.1f} GiB free"))
+    state = state_dir(settings)
+    try:
+        state.mkdir(parents=True, exist_ok=True)
+        refuse_network(state)
+    except (StateError, OSError) as e:
+        found.append((False, "state", str(e)))
+    else:
+        found.append((True, "state", f"{state} on {filesystem_type(state) or 'an unknown disk'}"))
+    return found
+
+
+def list_images(folder: Path) -> list[bytes]:
+    """Relative paths of all files that would be taken, in order."""
+    root = os.fsencode(folder.resolve())
+    found: list[bytes] = []
+    for where, folders, names in os.walk(root):
+        folders[:] = [f for f in folders if is_open_folder(f)]
+        below = where[len(root) + 1 :] + b"/" if where != root else b""
+        for name in names:
+            whole = where + b"/" + name
+            if is_candidate(below + name) and stat.S_ISREG(os.lstat(whole).st_mode):
+                found.append(below + name)
+    return sorted(found)
+
+
+class Trial:
+    """One picture through the code that the workers run, in this process."""
+
+    def __init__(self, settings: Settings, recipe: Recipe, spool: Path) -> None:
+        self.settings, self.recipe, self.spool = settings, recipe, spool
+        self.policy = policy_of(settings, recipe, once=True)
+        self.pictures = Pictures()
+        self.answer = "A --> B"
+        self.info: ImageInfo | None = None
+        self.spent: dict[str, Usage] = {}
+
+    def urls(self, role: str) -> tuple[str, ...]:
+        """The endpoints of a role."""
+        return (self.settings.generation if role == "generate" else self.settings.grading).api
+
+    def prepare(self, pictures: list[bytes]) -> tuple[str, ImageInfo]:
+        """The first acceptable picture of the folder, else a sample. Raises UserError."""
+        configuration = configure_of(self.settings, "generate")
+        limits = images.Limits(
+            max_pixels=configuration.max_pixels,
+            max_file_bytes=configuration.max_file_bytes,
+            min_side=configuration.min_side,
+            max_aspect=configuration.max_aspect,
+            background=configuration.background,
+        )
+        samples = os.fsencode(samples_folder())
+        tried = [(configuration.image_dir, path) for path in pictures[:20]]
+        tried.append((samples, b"block_simple.png"))
+        why = ""
+        for folder, path in tried:
+            try:
+                self.info = images.prepare(folder, path, self.spool, limits, lambda: None)
+            except images.BadImage as e:
+                why = why or f"{os.fsdecode(path)}: {e.error.message}"
+                continue
+            return os.fsdecode(path), self.info
+        raise UserError(f"no acceptable picture ({why})")
+
+    def endpoint(self, role: str, url: str) -> list[tuple[bool, str, str]]:
+        """Models, credit and sampling of one endpoint, then one real call."""
+        word = "generator" if role == "generate" else "grader"
+        configuration = configure_of(self.settings, role)
+        me: Any = _Here(configuration, self.pictures, self.spool)
+        wanted = self.policy.models[0 if role == "generate" else 1]
+        profile = initial_profile(wanted, role)
+        found: list[tuple[bool, str, str]] = []
+        try:
+            task = Probe(endpoint=url, model=wanted, sampling=role == "generate", profile=profile)
+            answer: Probed = probe(me, 1, task)
+        except CallFailed as e:
+            return [(False, f"{word} {url}", f"{e.error.error.value}: {e.error.message}")]
+        length = f", context {answer.max_model_len}" if answer.max_model_len else ""
+        found.append((True, f"{word} {url}", f"{answer.model}{length}"))
+        if answer.warning:
+            found.append((False, f"{word} sampling", answer.warning))
+        try:
+            found.append((True, f"{word} call", self._call(me, role, url, answer.model, profile)))
+        except CallFailed as e:
+            found.append((False, f"{word} call", f"{e.error.error.value}: {e.error.message}"))
+        return found
+
+    def _call(self, me: Any, role: str, url: str, model: str, profile: Profile) -> str:
+        for _ in range(ADAPTATIONS):
+            try:
+                return self._once(me, role, url, model, profile)
+            except CallFailed as e:
+                adapted = adapt(profile, e.error)
+                if e.error.error is not ErrorClass.UNSUPPORTED or adapted is None:
+                    raise
+                profile = adapted
+        return self._once(me, role, url, model, profile)
+
+    def _once(self, me: Any, role: str, url: str, model: str, profile: Profile) -> str:
+        assert self.info is not None
+        recipe = self.recipe
+        common: dict[str, Any] = {
+            "image": "",
+            "sha256": self.info.sha256,
+            "round": 0,
+            "endpoint": url,
+            "model": model,
+            "profile": profile,
+        }
+        if role == "generate":
+            name, prompt = next(iter(recipe.prompts.items()))
+            params = SamplingParams(
+                temperature=recipe.temperatures[0], top_p=recipe.top_ps[0], top_k=recipe.top_ks[0]
+            )
+            made: Generated = generator.generate(
+                me,
+                1,
+                Generate(
+                    samples=(0,),
+                    prompt_key=name,
+                    prompt=prompt,
+                    params=params,
+                    seed=0,
+                    max_tokens=recipe.max_tokens,
+                    **common,
+                ),
+            )
+            self.spent["generate"] = made.usage
+            self.answer = made.completions[0].content or self.answer
+            first = self.answer.strip().splitlines()[:1] or [""]
+            return f"{_tokens(made.usage)} in {made.seconds:.1f} s; begins: {first[0][:60]}"
+        graded: Graded = grader.judge(
+            me,
+            1,
+            Judge(
+                template=recipe.grading_template,
+                answers=(Answer(index=0, number=0, content=self.answer),),
+                max_tokens=self.policy.grade_tokens,
+                reasoning_effort=self.policy.reasoning_effort,
+                **common,
+            ),
+        )
+        self.spent["grade"] = graded.usage
+        score = graded.judgements[0].score
+        return f"{_tokens(graded.usage)} in {graded.seconds:.1f} s; score {score:g}"
+
+    def estimate(self, count: int) -> list[str]:
+        """What an image and the folder will take, from the two calls that were measured."""
+        if set(self.spent) != {"generate", "grade"}:
+            return ["no estimate: a call failed"]
+        recipe = self.recipe
+        draws = recipe.candidates
+        lists = -(-draws // recipe.list_size) if recipe.listwise else draws
+        grades = lists * recipe.repeats
+        made, graded = self.spent["generate"], self.spent["grade"]
+        tokens = {
+            "generator_input": draws * made.input_tokens,
+            "generator_output": draws * made.output_tokens,
+            "grader_input": grades * graded.input_tokens,
+            "grader_output": grades * graded.output_tokens,
+        }
+        calls = f"{draws} candidates and {grades} grading calls"
+        text = ", ".join(f"{n.replace('_', ' ')} {v}" for n, v in tokens.items())
+        lines = [f"an image takes {calls}; about {text} tokens"]
+        prices = msgspec.structs.asdict(self.settings.prices)
+        if any(price is not None for price in prices.values()):
+            cost = sum(tokens[n] * (prices[n] or 0.0) for n in tokens) / 1e6
+            lines.append(f"that costs about {cost:.4f}; all {count} images {cost * count:.2f}")
+        else:
+            total = sum(tokens.values()) * count
+            lines.append(f"all {count} images: about {total} tokens (set [prices] for money)")
+        return lines
+
+
+class _Here(SimpleNamespace):
+    """What the workers' functions need of a worker process."""
+
+    def __init__(self, configuration: Configure, pictures: Pictures, spool: Path) -> None:
+        clients = {e.url: Client(e, 1) for e in configuration.endpoints}
+        super().__init__(
+            configuration=configuration, pictures=pictures, spool=spool, client=clients.__getitem__
+        )
+
+
+def _tokens(usage: Usage) -> str:
+    return f"{usage.input_tokens} tokens in, {usage.output_tokens} out"

@@ -1,8 +1,172 @@
+"""`daemon.py demo`: the whole job on this machine, with simulated models: no GPU, no key."""
+
 from __future__ import annotations
 
 import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from rsd import config
+from rsd.commands.run import Bar, prepare_output
+from rsd.commands.status import document_of
+from rsd.config import state_dir
+from rsd.errors import UserError
+from rsd.hub import supervisor
+from rsd.settings import Settings
+from rsd.simulator.server import samples_folder
+
+#: Seconds that the simulator may take to listen.
+START_SECONDS = 30.0
+#: Mean seconds of a simulated call: enough to watch the progress bar.
+SERVICE_SECONDS = 0.3
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None: ...
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `demo`."""
+    parser.add_argument("--output-dir", metavar="DIR", help="default: demo-output/<time>")
+
+
 def main(args: argparse.Namespace) -> int:
-    return 0
+    """Exit codes: 0 files and status agree, 1 they do not."""
+    output = Path(args.output_dir or time.strftime("demo-output/%Y%m%d-%H%M%S"))
+    if output.exists() and any(output.iterdir()):
+        raise UserError(f"--output-dir = {output}: is not empty")
+    out = Console(highlight=False)
+    out.print("[bold]rsd demo[/]: the models are simulated, pictures, code and files are real.")
+    began = time.monotonic()
+    home = samples_folder().parent
+    simulator = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "rsd.simulator",
+            *("--port", "0", "--grader-port", "0"),
+            *("--service-seconds", str(SERVICE_SECONDS)),
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=home,
+    )
+    try:
+        urls = _urls(simulator)
+        settings = config.load(
+            {
+                "image_dir": str(samples_folder()),
+                "output_dir": str(output),
+                "prompts": str(home / "prompts/generation_prompts.json"),
+                "grading_prompt": str(home / "prompts/grading_prompt.json"),
+                "generation.api": [urls["generator"]],
+                "grading.api": [urls["grader"]],
+                "watch.settle_seconds": 0.5,
+            },
+            environ={},
+        )
+        config.check_for_run(settings)
+        prepare_output(settings)
+        with Bar() as bar:
+            code = supervisor.run(
+                settings,
+                config.load_recipe(settings),
+                once=True,
+                on_progress=bar.show,
+                stderr_log=False,
+            )
+    finally:
+        simulator.terminate()
+        simulator.wait()
+        if simulator.stdout is not None:
+            simulator.stdout.close()
+    results = tell(out, settings)
+    problems = compare(settings, results)
+    out.print(f"\nResults, simulated: {escape(str(output))}  ({time.monotonic() - began:.0f} s)")
+    out.print(f"Look at one: python daemon.py show IMAGE --output-dir {escape(str(output))}")
+    for problem in problems:
+        out.print(f"[red]wrong[/] {escape(problem)}")
+    if not problems:
+        out.print("Files, status and summary agree.")
+    return 1 if problems or code else 0
+
+
+def _urls(simulator: subprocess.Popen[str]) -> dict[str, str]:
+    assert simulator.stdout is not None
+    line = simulator.stdout.readline()
+    if not line:
+        raise UserError("the simulator did not start")
+    urls: dict[str, str] = json.loads(line)
+    return urls
+
+
+def tell(out: Console, settings: Settings) -> list[dict[str, Any]]:
+    """Print a netlist and the table; returns all result documents."""
+    output = Path(settings.output_dir)
+    results = []
+    table = Table(title="Simulated results", title_justify="left")
+    for name in ("image", "best", "quality", "prompt", "T", "top_p", "top_k", "candidates"):
+        table.add_column(name, no_wrap=True)
+    for folder in ("high_quality", "low_quality"):
+        for path in sorted((output / folder).glob("*.json")):
+            document = msgspec.json.decode(path.read_bytes())
+            results.append(document)
+            best = document["best_result"]
+            params = best["params"]
+            table.add_row(
+                escape(document["image_info"]["filename"]),
+                f"{best['score']:.1f}",
+                document["quality"],
+                best["prompt_key"],
+                f"{params['temperature']:g}",
+                f"{params['top_p']:g}",
+                str(params["top_k"]),
+                str(len(document["all_candidates"])),
+            )
+    shown = next((d for d in results if "block_simple" in d["image_info"]["filename"]), None)
+    shown = shown or (results[0] if results else None)
+    if shown is not None:
+        best = shown["best_result"]
+        name = shown["image_info"]["filename"]
+        out.print(f"\nSimulated netlist of {escape(name)}, score {best['score']:.1f}:\n")
+        out.print(escape(best["content"]))
+        out.print()
+    out.print(table)
+    return results
+
+
+def compare(settings: Settings, results: list[dict[str, Any]]) -> list[str]:
+    """Files against status and summary; what differs, in words."""
+    output = Path(settings.output_dir)
+    images = document_of(state_dir(settings).resolve())["images"]
+    summary = msgspec.json.decode((output / "summary.json").read_bytes())["stats"]
+    found: list[str] = []
+
+    def equal(what: str, one: Any, other: Any) -> None:
+        if one != other:
+            found.append(f"{what}: {one} and {other}")
+
+    for folder, name in (
+        ("high_quality", "high_quality_count"),
+        ("low_quality", "low_quality_count"),
+        ("failed", "failed_count"),
+    ):
+        files = len(list((output / folder).glob("*.json")))
+        equal(f"{folder} files and status", files, images[folder])
+        equal(f"{folder} files and summary", files, summary[name])
+    parts = sum(images[name] for name in images if name != "seen")
+    equal("status seen and its sum", images["seen"], parts)
+    pictures = [p for p in Path(settings.image_dir).iterdir() if p.suffix in (".png", ".jpg")]
+    equal("pictures and results", len(pictures), len(results))
+    for document in results:
+        scores = [c["score"] for c in document["all_candidates"]]
+        name = document["image_info"]["filename"]
+        equal(f"{name}: best score", document["best_result"]["score"], max(scores))
+    if not results:
+        found.append("no picture was processed")
+    return found

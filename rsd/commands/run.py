@@ -160,7 +160,8 @@ class Bar:
             self._bar.update(self._task, total=images["seen"] or None, completed=done, facts=text)
         elif time.monotonic() - self._line_at >= LINE_SECONDS:
             self._line_at = time.monotonic()
-            self._console.print(f"{done}/{images['seen']} images {text}", highlight=False)
+            line = f"{done}/{images['seen']} images {text}"
+            self._console.print(line, highlight=False, soft_wrap=True)
 
     def summarise(self, settings: Settings) -> None:
         """The last word of a run."""

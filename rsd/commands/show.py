@@ -1,8 +1,107 @@
+"""`daemon.py show IMAGE`: all that is known of one image."""
+
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.markup import escape
+
+from rsd.commands import flags
+from rsd.commands.locate import find, image_dir_of
+from rsd.commands.status import states_of
+from rsd.errors import UserError
+from rsd.files import display_path, result_name
+from rsd.writer import view
+from rsd.writer.results import failed_document, formatted, result_document
+from rsd.writer.store import Store
+from rsd.writer.view import ImageView
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None: ...
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `show`."""
+    parser.add_argument("image", metavar="IMAGE", help="path, result file or id")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    flags.add_state(parser)
+
+
 def main(args: argparse.Namespace) -> int:
-    return 0
+    """Exit codes: 0 found, 2 unknown image."""
+    settings = flags.settings_for_state(args)
+    for state in states_of(args):
+        image_dir = image_dir_of(state, settings.image_dir if settings else "")
+        store = Store(state / "lmdb", readonly=True)
+        try:
+            with store.reading() as txn:
+                record = find(txn, args.image, image_dir)
+                if record is None:
+                    continue
+                seen = view.view(txn, record)
+                original = view.image_record(txn, record.of) if record.of else None
+        finally:
+            store.close()
+        if args.json:
+            print(msgspec.json.format(msgspec.json.encode(as_json(seen)), indent=2).decode())
+        else:
+            tell(seen, display_path(original.path) if original else "", image_dir)
+        return 0
+    raise UserError(f"{args.image}: no such image is known (give its path, result file or id)")
+
+
+def as_json(seen: ImageView) -> dict[str, Any]:
+    """Record, candidates with all their grades, errors."""
+    return {
+        "image": msgspec.to_builtins(seen.record) | {"path": display_path(seen.record.path)},
+        "steps": msgspec.to_builtins(seen.steps),
+        "candidates": [
+            msgspec.to_builtins(c) | {"grades": msgspec.to_builtins(seen.grades.get(c.index, []))}
+            for c in seen.candidates
+        ],
+        "errors": failed_document(seen, "")["errors"],
+    }
+
+
+def tell(seen: ImageView, original: str, image_dir: Path | None) -> None:
+    """For a person."""
+    out = Console(highlight=False)
+    record = seen.record
+
+    def line(name: str, text: object) -> None:
+        out.print(f"[bold]{name:<11}[/] {escape(str(text))}", soft_wrap=True)
+
+    line("image", display_path(record.path))
+    line("id", f"{record.image} (version {record.version})")
+    status = record.status + (f": {record.reason}" if record.reason else "")
+    line("status", status + (f" ({record.message})" if record.message else ""))
+    if original:
+        line("original", original)
+    if record.info is not None:
+        i = record.info
+        line("picture", f"{i.width} x {i.height} {i.format}, {i.bytes} bytes, sha256 {i.sha256}")
+    if record.score is not None:
+        line("decision", f"{record.decision}: candidate {record.winner}, score {record.score:.1f}")
+        line("result", f"{record.status}/{result_name(record.path)}")
+    for name, moment in (("started", record.started_at), ("ended", record.ended_at)):
+        if moment:
+            line(name, formatted(moment))
+    document = result_document(seen, str(image_dir or ""))
+    scores = {c["index"]: c["score"] for c in document["all_candidates"]}
+    for made in seen.candidates:
+        p = made.params
+        score = f"{scores[made.index]:.1f}" if made.index in scores else made.flaw or "ungraded"
+        best = "  <- best" if made.index == record.winner else ""
+        out.print(
+            f"\n[bold]#{made.index}[/] {escape(made.prompt_key)} T={p.temperature:g} "
+            f"top_p={p.top_p:g} top_k={p.top_k} seed={made.seed}: [bold]{score}[/]{best}"
+        )
+        for grade in seen.grades.get(made.index, []):
+            out.print(f"   grade {grade.score:g}: {escape(grade.explanation)}", soft_wrap=True)
+        out.print("   " + escape(made.content).replace("\n", "\n   "), soft_wrap=True)
+    for error in failed_document(seen, "")["errors"]:
+        what = f"candidate {error['index']}" + (
+            f" grade {error['grade']}" if "grade" in error else ""
+        )
+        out.print(f"\n[bold]{what}[/] failed: {error['class']} {escape(error['message'])}")

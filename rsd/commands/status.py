@@ -1,8 +1,253 @@
+"""`daemon.py status`: how the daemon is doing, from any other process, also while it is stopped."""
+
 from __future__ import annotations
 
 import argparse
+import contextlib
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+
+from rsd import __version__, pointers
+from rsd.commands import flags
+from rsd.errors import StateError
+from rsd.hub import host
+from rsd.messages import Stats
+from rsd.writer.store import Store
+
+#: A living daemon whose document is older than this does not respond.
+STALE_SECONDS = 15.0
+#: Seconds between two looks of --watch.
+WATCH_SECONDS = 2.0
+#: Exit codes.
+HEALTHY, DEGRADED, STOPPED, UNREADABLE = 0, 1, 3, 4
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None: ...
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `status`."""
+    parser.add_argument("--json", action="store_true", help="the whole document (rsd.status/1)")
+    parser.add_argument("--watch", action="store_true", help="again every two seconds")
+    flags.add_state(parser)
+
+
 def main(args: argparse.Namespace) -> int:
-    return 0
+    """Exit codes: 0 healthy, 1 degraded, 3 not running, 4 state unreadable."""
+    states = states_of(args)
+    console = Console()
+    if args.json:
+        documents = [document_of(state) for state in states]
+        shown: Any = documents[0] if len(documents) == 1 else documents
+        print(msgspec.json.format(msgspec.json.encode(shown), indent=2).decode())
+        return max(code_of(d) for d in documents)
+    if args.watch:
+        with (
+            Live(console=console, refresh_per_second=4) as screen,
+            contextlib.suppress(KeyboardInterrupt),
+        ):
+            while True:
+                screen.update(picture([document_of(state) for state in states]))
+                time.sleep(WATCH_SECONDS)
+    documents = [document_of(state) for state in states]
+    console.print(picture(documents))
+    return max(code_of(d) for d in documents)
+
+
+def states_of(args: argparse.Namespace) -> list[Path]:
+    """The state directories meant: flags and files first, then the running daemons' pointers."""
+    settings = flags.settings_for_state(args)
+    if settings is not None:
+        return [flags.state_of(settings)]
+    found = pointers.find_pointers()
+    living = [p for p in found if host.same_process(p.pid, p.created)]
+    if not found:
+        raise StateError("no daemon found: give --output-dir DIR, or --config FILE")
+    return [Path(p.state_dir) for p in living or found]
+
+
+def document_of(state: Path) -> dict[str, Any]:
+    """The status document of one instance. Raises StateError when nothing can be read."""
+    live = _live(state)
+    if live is not None and host.same_process(int(live["pid"]), live.get("created")):
+        age = time.time() - float(live.get("written", 0))
+        if age > STALE_SECONDS:
+            live["health"] = "degraded"
+            live["reasons"] = [f"the hub has not responded for {age:.0f} s", *live["reasons"]]
+        return live
+    store = Store(state / "lmdb", readonly=True)
+    try:
+        with store.reading() as txn:
+            stats = txn.stats()
+    finally:
+        store.close()
+    return stopped(stats, live, state)
+
+
+def _live(state: Path) -> dict[str, Any] | None:
+    try:
+        data = msgspec.json.decode((state / "live.json").read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.DecodeError) as e:
+        raise StateError(f"{state}/live.json: {e}") from None
+    known = isinstance(data, dict) and data.get("schema") == "rsd.status/1"
+    return data if known else None
+
+
+def stopped(stats: Stats, live: dict[str, Any] | None, state: Path) -> dict[str, Any]:
+    """The document of a daemon that is down: exact counts, and what was last known of the rest."""
+    last = live or {}
+    keep = ("pid", "image_dir", "output_dir", "cost", "watch")
+    return {
+        "schema": "rsd.status/1",
+        "running": False,
+        "version": __version__,
+        **{name: last.get(name) for name in keep},
+        "state_dir": str(state),
+        "uptime_seconds": 0.0,
+        "health": "stopped",
+        "reasons": ["not running"],
+        "images": {name: getattr(stats, name) for name in IMAGES},
+        "candidates": {
+            "generated": stats.generated,
+            "graded": stats.graded,
+            "ungraded": stats.generated - stats.graded,
+            "failed": stats.sample_failures,
+        },
+        "in_flight": {"generate": 0, "grade": 0},
+        "retries": 0,
+        "tokens": {
+            name: getattr(stats, f"{name}_tokens")
+            for name in ("generator_input", "generator_output", "grader_input", "grader_output")
+        },
+        "rates": dict.fromkeys(
+            ("images_per_second", "candidates_per_second", "grades_per_second"), 0.0
+        ),
+        "eta_seconds": None,
+        "bottleneck": "stopped",
+        "throttle": {
+            "level": "normal",
+            "reason": "",
+            "cpu_percent": None,
+            "memory_percent": None,
+            "disk_free_bytes": None,
+        },
+        "endpoints": [],
+    }
+
+
+IMAGES = (
+    "seen",
+    "queued",
+    "active",
+    "high_quality",
+    "low_quality",
+    "failed",
+    "duplicate",
+    "withdrawn",
+)
+
+
+def code_of(document: dict[str, Any]) -> int:
+    """Exit code of one instance."""
+    if not document["running"]:
+        return STOPPED
+    return HEALTHY if document["health"] == "ok" else DEGRADED
+
+
+def picture(documents: list[dict[str, Any]]) -> Table:
+    """Everything on one screen."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for k, document in enumerate(documents):
+        if k:
+            grid.add_row("", "")
+        for name, text in rows_of(document):
+            grid.add_row(name, escape(text))
+    return grid
+
+
+def rows_of(d: dict[str, Any]) -> list[tuple[str, str]]:
+    """Name and text of each line."""
+    images, candidates = d["images"], d["candidates"]
+    running = f"{d['health']}, running as pid {d['pid']} for {span(d['uptime_seconds'])}"
+    state = running if d["running"] else "not running; last known state:"
+    rows = [("rsd", state)]
+    rows += [("", f"! {reason}") for reason in d["reasons"] if d["running"]]
+    rows += [
+        ("images", f"{d.get('image_dir') or '?'} -> {d.get('output_dir') or '?'}"),
+        (
+            "",
+            f"{images['seen']} seen: {images['high_quality']} high, {images['low_quality']} low, "
+            f"{images['failed']} failed, {images['duplicate']} duplicate, "
+            f"{images['withdrawn']} withdrawn, {images['active']} active, "
+            f"{images['queued']} queued",
+        ),
+        (
+            "candidates",
+            f"{candidates['generated']} generated, {candidates['graded']} graded, "
+            f"{candidates['ungraded']} ungraded, {candidates['failed']} failed",
+        ),
+    ]
+    tokens = d["tokens"]
+    cost = "" if d.get("cost") is None else f", cost {d['cost']:.2f}"
+    rows.append(
+        (
+            "tokens",
+            f"generator {tokens['generator_input']} in, {tokens['generator_output']} out; "
+            f"grader {tokens['grader_input']} in, {tokens['grader_output']} out{cost}",
+        )
+    )
+    if not d["running"]:
+        return rows
+    rates, flight = d["rates"], d["in_flight"]
+    left = "" if not d["eta_seconds"] else f", {span(d['eta_seconds'])} left"
+    rows += [
+        (
+            "speed",
+            f"{60 * rates['images_per_second']:.1f} images/min, "
+            f"{rates['candidates_per_second']:.1f} candidates/s, "
+            f"{rates['grades_per_second']:.1f} grades/s{left}",
+        ),
+        (
+            "in flight",
+            f"{flight['generate']} generating, {flight['grade']} grading, "
+            f"{d['retries']} waiting to be tried again; held by: {d['bottleneck']}",
+        ),
+    ]
+    for e in d["endpoints"]:
+        why = f" ({e['reason']})" if e["reason"] else ""
+        text = (
+            f"{e['url']} {e['model']}: {e['state']}{why}, {e['in_flight']}/{e['limit']} in flight"
+        )
+        rows.append((e["role"], text))
+    throttle, watch = d["throttle"], d["watch"]
+    free = throttle.get("disk_free_bytes")
+    disk = "" if free is None else f", disk {free / 2**30:.1f} GiB free"
+    why = f" ({throttle['reason']})" if throttle.get("reason") else ""
+    rows.append(
+        (
+            "load",
+            f"{throttle['level']}{why}: CPU {throttle.get('cpu_percent')} %, "
+            f"memory {throttle.get('memory_percent')} %{disk}",
+        )
+    )
+    age = watch["last_scan_age_seconds"]
+    scanned = "not scanned yet" if age is None else f"scanned {span(age)} ago"
+    rows.append(("watch", f"{watch['mode']}, {scanned}, {watch['settling']} files settling"))
+    return rows
+
+
+def span(seconds: float) -> str:
+    """A duration in words."""
+    whole = int(seconds)
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if whole >= 2 * size:
+            return f"{whole // size} {unit}"
+    return f"{whole} s"

@@ -283,6 +283,14 @@ class Dispatcher:
         else:
             endpoint.ended()
 
+    def never_usable(self) -> str:
+        """Why no endpoint of a role can ever answer: all are misconfigured and none ever did."""
+        for role in (GENERATE, GRADE):
+            found = self.of(role)
+            if found and all(e.state == MISCONFIGURED and not e.answered for e in found):
+                return f"{found[0].url}: {found[0].reason}"
+        return ""
+
     def health(self) -> list[str]:
         """What is wrong with the endpoints, one line each."""
         names = {GENERATE: "generator", GRADE: "grader"}

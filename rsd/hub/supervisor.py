@@ -382,6 +382,8 @@ class Supervisor:
         self.reporter.tick(self.brain, self.scribe, self.folder.status(now), self._fatal(), now)
         if self._drain_until is not None:
             self._drained(now)
+        elif self.once and (wrong := self.brain.dispatch.never_usable()):
+            raise UserError(wrong)
 
     # ------------------------------------------------------------------------------------- signals
 

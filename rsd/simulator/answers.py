@@ -54,7 +54,7 @@ def candidate_text(graph: Graph, pixels: str, prompt: str, params: Params, seed:
     rng = random.Random(f"{pixels}:{prompt}:{drawn}")
     wide = 1.0 if params.top_k <= 0 else min(1.0, params.top_k / 50)
     spread = params.temperature * (0.4 + 0.6 * params.top_p) * (0.5 + 0.5 * wide)
-    wrong = (0.04 + 0.24 * _share(f"prompt:{prompt}")) * (0.5 + 1.2 * _share(f"hard:{pixels}"))
+    wrong = (0.10 + 0.30 * _share(f"prompt:{prompt}")) * (0.4 + 1.6 * _share(f"hard:{pixels}"))
     if not cold:
         wrong = wrong * max(0.0, 1 + 0.8 * spread * rng.gauss(0, 1)) + 0.03 * spread
     wrong = min(0.85, wrong)

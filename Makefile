@@ -1,0 +1,55 @@
+# rsd: `make demo` and `make test` do everything on a fresh machine; `make help` lists the rest.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help demo test check crash bench example install uninstall venv venv-dev
+
+help:
+	@echo "make demo      the whole job on this machine, simulated: no GPU, no key"
+	@echo "make test      all tests (a few minutes)"
+	@echo "make check     ruff and mypy"
+	@echo "make crash     kill every process again and again, and count (N=20 kills of each)"
+	@echo "make bench     benchmarks, by hand"
+	@echo "make install IMAGES=DIR OUTPUT=DIR   the systemd service (root)"
+
+$(VENV)/made: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "rsd needs Python 3.11 or newer: make PYTHON=python3.12 ..."; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(VENV)/made-dev: $(VENV)/made requirements-dev.txt
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+venv: $(VENV)/made
+
+venv-dev: $(VENV)/made-dev
+
+demo: venv
+	@$(BIN)/python daemon.py demo
+
+test: venv-dev
+	@$(BIN)/python -m pytest -q -m "not slow"
+
+check: venv-dev
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check -q .
+	@$(BIN)/mypy
+
+crash: venv-dev
+	@$(BIN)/python -m tests.crash.soak --kills $(or $(N),20)
+
+bench: venv-dev
+	@for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
+
+example: venv
+	@$(BIN)/python -c 'from rsd.config import example; print(example(), end="")' > rsd.example.toml
+
+install:
+	@PYTHON=$(PYTHON) bash systemd/install.sh install "$(IMAGES)" "$(OUTPUT)" "$(DESTDIR)"
+
+uninstall:
+	@bash systemd/install.sh uninstall

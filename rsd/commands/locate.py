@@ -1,0 +1,60 @@
+"""From what a user types to the image that is meant."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from rsd.writer import view
+from rsd.writer.records import ImageRecord
+from rsd.writer.store import Transaction
+
+
+def image_dir_of(state: Path, given: str) -> Path | None:
+    """The image folder of an instance: from its settings, or as its hub last wrote it."""
+    if given:
+        return Path(given).resolve()
+    try:
+        live: Any = msgspec.json.decode((state / "live.json").read_bytes())
+        return Path(live["image_dir"])
+    except (OSError, msgspec.DecodeError, KeyError, TypeError):
+        return None
+
+
+def find(txn: Transaction, name: str, image_dir: Path | None) -> ImageRecord | None:
+    """An image by id, by a result file, or by its path (absolute, below the working directory or
+    below the image folder).
+    """
+    if re.fullmatch(r"[0-9a-f]{32}", name):
+        found = view.image_record(txn, name)
+        if found is not None:
+            return found
+    if name.endswith(".json"):
+        try:
+            data: Any = msgspec.json.decode(Path(name).read_bytes())
+            found = view.image_record(txn, str(data["id"]))
+            if found is not None:
+                return found
+        except (OSError, msgspec.DecodeError, KeyError, TypeError, ValueError):
+            pass
+    for path in relative_paths(name, image_dir):
+        found = view.image_at(txn, path)
+        if found is not None:
+            return found
+    return None
+
+
+def relative_paths(name: str, image_dir: Path | None) -> list[bytes]:
+    """What a name may mean as a path below the image folder."""
+    found = [os.fsencode(name)]
+    if image_dir is not None:
+        for base in (Path.cwd() / name, image_dir / name):
+            absolute = Path(os.path.normpath(base))
+            for root in (image_dir, image_dir.resolve()):
+                if absolute.is_relative_to(root):
+                    found.append(os.fsencode(absolute.relative_to(root)))
+    return list(dict.fromkeys(found))
