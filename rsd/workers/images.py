@@ -25,8 +25,8 @@ from rsd.files import TEMPORARY
 from rsd.vocabulary import CallError, ImageInfo
 
 #: Pillow's names of the formats behind the listed extensions; all other readers stay shut (EPS
-#: would start ghostscript).
-FORMATS: Final = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "AVIF", "JPEG2000", "MPO")
+#: would start ghostscript). MPO comes through JPEG.
+FORMATS: Final = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "AVIF", "JPEG2000")
 #: Formats that every OpenAI-compatible endpoint takes as they are.
 PASSED: Final = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "GIF": "image/gif"}
 #: Ink this bright would vanish on white; grey level.

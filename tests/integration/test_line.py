@@ -181,7 +181,7 @@ def test_bad_files_fail_with_a_reason_and_the_others_go_on(
     (d.images / ".hidden.png").write_bytes(whole)
     (d.images / "x.png.part").write_bytes(whole)
     (d.images / "notes.txt").write_text("no image")
-    os.symlink("/etc/passwd", d.images / "link.png")
+    (d.images / "link.png").symlink_to("/etc/passwd")
     odd = os.fsencode(d.images) + b"/caf\xe9 \n.png"
     draw(d.images / "odd.png", 77).rename(os.fsdecode(odd))
     done = d.once()
