@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 
 HOME = Path(__file__).resolve().parents[1]
 #: Longest wait for anything, in seconds; far more than any of it takes.
-PATIENCE = 120.0
+PATIENCE = 60.0
 
 
 def wait_for(condition: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:

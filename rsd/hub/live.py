@@ -124,11 +124,12 @@ def document(
     host: dict[str, Any],
     watch: dict[str, Any],
     blocked: str,
-    fatal: list[str],
+    children: list[dict[str, Any]],
     recent: list[dict[str, Any]],
 ) -> dict[str, Any]:
     """The whole document; `identity` holds pid, times and folders."""
     dispatch = brain.dispatch
+    fatal = [child["name"] for child in children if child["state"] == "fatal"]
     wrong = reasons(brain, blocked, fatal, str(host.get("reason", "")))
     rates = gauge.rates()
     left = stats.queued + stats.active
@@ -179,6 +180,7 @@ def document(
         "endpoints": [endpoint_view(e, now) for e in dispatch.endpoints.values()],
         "endpoints_down": sum(e.state in down for e in dispatch.endpoints.values()),
         "watch": watch,
+        "processes": children,
         "deferred": brain.intake.deferred,
         "unacknowledged_facts": brain.journal.unacknowledged,
         "results_pending": stats.outbox,

@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 SPAWN = multiprocessing.get_context("spawn")
 #: The n-th restart after quick deaths waits n seconds, up to this many.
 DELAY_MAX = 10.0
-#: A death within QUICK seconds of the start counts; QUICK_DEATHS of them in a row are FATAL, and
-#: then the child is tried again every FATAL_PAUSE seconds.
+#: A death within QUICK seconds of the start, before anything useful was done, counts; QUICK_DEATHS of
+#: them in a row are FATAL, and then the child is tried again every FATAL_PAUSE seconds.
 QUICK, QUICK_DEATHS, FATAL_PAUSE = 10.0, 5, 60.0
 
 Target = Callable[..., None]
@@ -50,6 +50,7 @@ class Child:
     restart_at: float | None = 0.0  #: monotonic; None while it runs or is not wanted
     wanted: bool = True
     ready: bool = False
+    useful: bool = False  #: it has done something since its start
 
     @property
     def fatal(self) -> bool:
@@ -115,6 +116,7 @@ class Pool:
             return
         child.process, child.queue = process, queue
         child.started_at, child.restart_at, child.ready = now, None, False
+        child.useful = False
         queue.start(
             child.decoder,
             lambda message: self.deliver(child, life, message),
@@ -140,7 +142,7 @@ class Pool:
         if not child.wanted:
             child.restart_at = None
             return how
-        if now - child.started_at < QUICK:
+        if now - child.started_at < QUICK and not child.useful:
             child.quick_deaths += 1
         else:
             child.quick_deaths = 0
@@ -160,6 +162,19 @@ class Pool:
         child.wanted, child.restart_at = False, None
         if child.queue is not None:
             child.queue.close()
+
+
+def processes(pool: Pool) -> list[dict[str, Any]]:
+    """Name, role, pid and state of every child, for the status."""
+    return [
+        {
+            "name": child.name,
+            "role": child.role,
+            "pid": child.pid,
+            "state": "fatal" if child.fatal else "up" if child.ready else "starting",
+        }
+        for child in pool.children.values()
+    ]
 
 
 def _run(target: Target, inbox: Connection, outbox: Connection, arguments: tuple[Any, ...]) -> None:

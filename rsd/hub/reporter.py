@@ -72,19 +72,29 @@ class Reporter:
             self._recent.append({"image": name, "score": ended.score, "quality": ended.status})
 
     def tick(
-        self, brain: Brain, scribe: Scribe, watch: dict[str, Any], fatal: list[str], now: float
+        self,
+        brain: Brain,
+        scribe: Scribe,
+        watch: dict[str, Any],
+        children: list[dict[str, Any]],
+        now: float,
     ) -> None:
         """Publish and feed the systemd watchdog when it is time; `now` is monotonic."""
         if now >= self._next_live:
             self._next_live = now + LIVE_SECONDS
-            self.publish(brain, scribe, watch, fatal, now)
+            self.publish(brain, scribe, watch, children, now)
         feed = self.notifier.watchdog_seconds
         if feed and now >= self._next_feed and scribe.responsive(now):
             self._next_feed = now + feed / 3
             self.notifier.watchdog()
 
     def publish(
-        self, brain: Brain, scribe: Scribe, watch: dict[str, Any], fatal: list[str], now: float
+        self,
+        brain: Brain,
+        scribe: Scribe,
+        watch: dict[str, Any],
+        children: list[dict[str, Any]],
+        now: float,
     ) -> None:
         """Write the status document and say it in one line to systemd."""
         self._gauge.note(now, scribe.stats)
@@ -108,7 +118,7 @@ class Reporter:
             host=self.host,
             watch=watch,
             blocked=scribe.blocked,
-            fatal=fatal,
+            children=children,
             recent=list(self._recent),
         )
         try:

@@ -49,7 +49,7 @@ from rsd.hub.events import (
 )
 from rsd.hub.folder import Folder
 from rsd.hub.policy import configure_of, policy_of, slots, summary_config_of
-from rsd.hub.pool import Child, Pool
+from rsd.hub.pool import Child, Pool, processes
 from rsd.hub.reporter import Progress, Reporter
 from rsd.hub.retry_requests import RetryRequests
 from rsd.hub.scribe import Scribe
@@ -306,7 +306,10 @@ class Supervisor:
     def _said(self, child: Child, message: Any) -> None:
         if isinstance(message, LogLine):
             logs.replay(message)
-        elif child is self.writer:
+            return
+        if not isinstance(message, WorkerReady | WriterUp | Recovered | Pong):
+            child.useful = True
+        if child is self.writer:
             self.scribe.heard(time.monotonic())
             self._writer_said(message)
         elif isinstance(message, WorkerReady):
@@ -337,6 +340,7 @@ class Supervisor:
             case Recovered():
                 self._think(message)
             case WriterUp(stats=stats, profiles=profiles):
+                self.writer.ready = True
                 self.scribe.opened(stats)
                 if not self.brain.started:
                     self._think(Started(backlog_high=stats.backlog_high, profiles=profiles))
@@ -379,7 +383,9 @@ class Supervisor:
         self.requests.look()
         self._retire_idle()
         self._think(Tick())
-        self.reporter.tick(self.brain, self.scribe, self.folder.status(now), self._fatal(), now)
+        self.reporter.tick(
+            self.brain, self.scribe, self.folder.status(now), processes(self.pool), now
+        )
         if self._drain_until is not None:
             self._drained(now)
         elif self.once and (wrong := self.brain.dispatch.never_usable()):
@@ -461,9 +467,6 @@ class Supervisor:
             self._think(WorkerLeaving(worker=child.name))
         self._start_workers()
 
-    def _fatal(self) -> list[str]:
-        return [child.name for child in self.pool.children.values() if child.fatal]
-
     def _retire_idle(self) -> None:
         """Workers of an earlier configuration end when their last lease does."""
         for name in self.brain.dispatch.leases.idle_leavers():
@@ -498,7 +501,7 @@ class Supervisor:
                     self._signals += 1
         now = time.monotonic()
         watch = self.folder.status(now)
-        self.reporter.publish(self.brain, self.scribe, watch, self._fatal(), now)
+        self.reporter.publish(self.brain, self.scribe, watch, processes(self.pool), now)
         return code
 
     def _end_children(self) -> None:
