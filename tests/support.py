@@ -205,14 +205,17 @@ class Daemon:
         return data
 
     def settled(self, seen: int) -> dict[str, Any] | None:
-        """The status, once so many paths are seen and none is open."""
+        """The status, once so many paths are seen, none is open and all files are there."""
         try:
             document: dict[str, Any] = json.loads((self.output / "state/live.json").read_bytes())
         except (OSError, ValueError):
             return None
         images = document["images"]
-        open_ = images["queued"] + images["active"] + document["results_pending"]
-        return document if images["seen"] >= seen and not open_ else None
+        if images["seen"] < seen or images["queued"] or images["active"]:
+            return None
+        folders = ("high_quality", "low_quality", "failed")
+        files = sum(len(list((self.output / f).glob("*.json"))) for f in folders)
+        return document if files == sum(images[f] for f in folders) else None
 
     def results(self) -> dict[str, dict[str, Any]]:
         """Result documents by file name of the image."""
