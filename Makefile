@@ -12,7 +12,8 @@ help:
 	@echo "make check     ruff and mypy"
 	@echo "make crash     kill every process again and again, and count (N=20 kills of each)"
 	@echo "make bench     benchmarks, by hand"
-	@echo "make install IMAGES=DIR OUTPUT=DIR   the systemd service (root)"
+	@echo "make install IMAGES=DIR OUTPUT=DIR [USER=rsd] [KEYFILE=FILE] [PREFIX=/opt/rsd]   the systemd service (root)"
+	@echo "make uninstall takes the service away; configuration and results stay"
 
 $(VENV)/made: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "rsd needs Python 3.11 or newer: make PYTHON=python3.12 ..."; exit 1; }
@@ -43,13 +44,16 @@ crash: venv-dev
 	@$(BIN)/python -m tests.crash.soak --kills $(or $(N),20)
 
 bench: venv-dev
-	@for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
+	@for script in $(sort $(wildcard benchmarks/bench_*.py)); do echo "$$script"; $(BIN)/python $$script || exit 1; done
 
 example: venv
 	@$(BIN)/python -c 'from rsd.config import example; print(example(), end="")' > rsd.example.toml
 
+# USER counts only when it is given here: the environment always has one
+SERVICE_USER := $(if $(findstring command,$(origin USER)),$(USER),rsd)
+
 install:
-	@PYTHON=$(PYTHON) bash systemd/install.sh install "$(IMAGES)" "$(OUTPUT)" "$(DESTDIR)"
+	@SERVICE_USER="$(SERVICE_USER)" PYTHON="$(PYTHON)" bash systemd/install.sh install
 
 uninstall:
-	@bash systemd/install.sh uninstall
+	@SERVICE_USER="$(SERVICE_USER)" bash systemd/install.sh uninstall

@@ -1,5 +1,12 @@
 """Entry point of rsd; spawned children import it again, so it only hands over."""
 
+from __future__ import annotations
+
+import sys
+
+if sys.version_info < (3, 11):  # noqa: UP036
+    sys.exit("rsd: needs Python 3.11 or newer, this is %d.%d" % sys.version_info[:2])  # noqa: UP031
+
 from rsd.cli import main
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
+import os
 import sys
 from typing import Any, NoReturn
 
@@ -21,6 +22,8 @@ COMMANDS = {
     "demo": "the whole job on this machine, simulated: no GPU, no key",
     "simulate": "the simulator alone: an OpenAI-compatible server that plays vLLM and grader",
 }
+#: Flags whose values may begin with a minus and hold commas.
+RANGES = ("--temperature-range", "--top-p-range", "--top-k-range")
 
 
 class Parser(argparse.ArgumentParser):
@@ -29,15 +32,20 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """A wrong flag: one line that names it, with the nearest known one."""
         if message.startswith("unrecognized arguments: "):
-            given = message.partition(": ")[2].split()[0]
+            given = message.partition(": ")[2].split()[0].partition("=")[0]
             known = [o for action in self._actions for o in action.option_strings]
-            close = difflib.get_close_matches(given.partition("=")[0], known, n=1)
+            close = difflib.get_close_matches(given, known, n=1)
             message = f"unknown argument {given}" + (f"; did you mean {close[0]}?" if close else "")
+        if message.startswith("argument COMMAND: invalid choice: "):
+            given = message.partition("choice: ")[2].partition(" (")[0].strip("'")
+            close = difflib.get_close_matches(given, COMMANDS, n=1)
+            hint = f"did you mean {close[0]}?" if close else "one of " + ", ".join(COMMANDS)
+            message = f"unknown command {given}; {hint}"
         raise UserError(message)
 
 
-def parser() -> Parser:
-    """The parser of all commands."""
+def parser(only: str = "") -> Parser:
+    """The parser of all commands; of just one (`only`) it is faster to build."""
     top = Parser(
         prog="daemon.py",
         description="rsd: images in, graded netlists out.",
@@ -46,6 +54,8 @@ def parser() -> Parser:
     top.add_argument("--version", action="version", version=f"rsd {__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
     for name, purpose in COMMANDS.items():
+        if only in COMMANDS and name != only:
+            continue
         sub = commands.add_parser(name, help=purpose, description=purpose[0].upper() + purpose[1:])
         module = importlib.import_module(f"rsd.commands.{name}")
         module.add_arguments(sub)
@@ -53,25 +63,50 @@ def parser() -> Parser:
     return top
 
 
+def joined(argv: list[str]) -> list[str]:
+    """`--top-k-range -1,40` as `--top-k-range=-1,40`: argparse would take the list for a flag."""
+    found: list[str] = []
+    for word in argv:
+        if found and found[-1] in RANGES and word[:1] == "-" and word[1:2].isdigit():
+            found[-1] += "=" + word
+        else:
+            found.append(word)
+    return found
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit code (SPEC section 2)."""
+    words = joined(sys.argv[1:] if argv is None else argv)
+    command = words[0] if words else ""
     try:
-        args, unknown = parser().parse_known_args(argv)
+        top = parser(command)
+        args, unknown = top.parse_known_args(words)
         if args.command is None:
-            parser().print_help()
+            top.print_help()
             return 2
         if unknown:
             args.parser.error("unrecognized arguments: " + " ".join(unknown))
         call: Any = args.main
-        return int(call(args))
+        code = int(call(args))
+        sys.stdout.flush()
+        return code
     except UserError as e:
-        print(f"rsd: {e}", file=sys.stderr)
+        complain(str(e))
         return 2
     except StateError as e:
-        print(f"rsd: {e}", file=sys.stderr)
-        return 4
+        complain(str(e))
+        return 4 if command == "status" else 1
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        sys.stderr.close()
+    except BrokenPipeError:  # `... | head`: nobody reads on, which is no error
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as e:
+        complain(f"{e.filename}: {e.strerror}" if e.filename is not None else str(e))
+        return 4 if command == "status" else 1
+
+
+def complain(message: str) -> None:
+    """One line, whatever a path or a value holds."""
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
+    print(f"rsd: {line}", file=sys.stderr)

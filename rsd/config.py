@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+import math
 import os
 import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 from urllib.parse import urlsplit
 
 import msgspec
@@ -26,6 +27,8 @@ from rsd.vocabulary import Recipe
 CONFIG_PLACES = (Path("rsd.toml"), Path("/etc/rsd/rsd.toml"))
 #: Environment variables that are not settings.
 NOT_SETTINGS = {"RSD_CONFIG", "RSD_FAILPOINT", "RSD_RUNTIME_DIR", "RSD_VLLM_URL", "RSD_VLLM_TARGET"}
+#: The settings that say where a daemon works and keeps its state.
+PLACES = ("image_dir", "output_dir", "state_dir")
 #: `n` draws of one request, and all draws of one image, must fit into the seeds of an image.
 MAX_DRAWS = 1024
 
@@ -65,7 +68,7 @@ def load(
         try:
             merged = tomllib.loads(file.read_text("utf-8"))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
-            raise UserError(f"{file}: {e}") from None
+            raise UserError(f"{file}: {_why(e)}") from None
         _refuse_unknown(merged, str(file))
     for key, value in _from_environment(os.environ if environ is None else environ).items():
         _put(merged, key, value)
@@ -76,7 +79,12 @@ def load(
         settings = msgspec.convert(merged, Settings, strict=False)
     except msgspec.ValidationError as e:
         raise UserError(_readable(str(e), merged)) from None
+    _refuse_impossible(settings)
     return _checked(_with_keys(settings))
+
+
+def _why(e: Exception) -> str:
+    return e.strerror or str(e) if isinstance(e, OSError) else str(e)
 
 
 def _keys() -> list[str]:
@@ -92,6 +100,8 @@ def _refuse_unknown(data: Mapping[str, Any], where: str) -> None:
     for key, value in data.items():
         if key in tables and isinstance(value, dict):
             given += [f"{key}.{inner}" for inner in value]
+        elif key in tables:
+            raise UserError(f"{where}: {key} = {value}: must be a table, [{key}]")
         else:
             given.append(key)
     for key in given:
@@ -116,6 +126,41 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     return found
 
 
+def locate(
+    flags: Mapping[str, Any],
+    *,
+    file: Path | None = None,
+    named: bool = False,
+    environ: Mapping[str, str] | None = None,
+) -> Settings:
+    """Only the settings that say where things lie; all others keep their defaults.
+
+    For commands that ask about a daemon: they need neither its keys nor a file that they may not
+    read. `named`: the user named the file, so that one that cannot be read is a UserError.
+    """
+    merged: dict[str, Any] = {}
+    if file is not None:
+        try:
+            merged = tomllib.loads(file.read_text("utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
+            if named or not isinstance(e, PermissionError):
+                raise UserError(f"{file}: {_why(e)}") from None
+    env = os.environ if environ is None else environ
+    found: dict[str, str] = {}
+    for key in PLACES:
+        value = flags.get(key) or env.get(f"RSD_{key.upper()}") or merged.get(key) or ""
+        if not isinstance(value, str):
+            raise UserError(f"{key} = {value}: {allowed(key)}")
+        found[key] = value
+    settings = Settings(
+        image_dir=found["image_dir"],
+        output_dir=found["output_dir"],
+        state_dir=found["state_dir"],
+    )
+    _refuse_impossible(settings)
+    return settings
+
+
 def _put(merged: dict[str, Any], key: str, value: Any) -> None:
     section, _, name = key.rpartition(".")
     target = merged.setdefault(section, {}) if section else merged
@@ -128,7 +173,7 @@ def _put(merged: dict[str, Any], key: str, value: Any) -> None:
 
 def _hint(key: str) -> Any:
     section, _, name = key.rpartition(".")
-    return get_type_hints(sections()[section] if section else Settings)[name]
+    return get_type_hints(_struct(section))[name]
 
 
 def _is_tuple(key: str) -> bool:
@@ -140,17 +185,73 @@ def _is_optional(key: str) -> bool:
 
 
 def _readable(message: str, merged: Mapping[str, Any]) -> str:
-    text, _, path = message.partition(" - at `$.")
-    path = path.rstrip("`")
+    """msgspec's complaint as a line of ours: setting, its value, what is allowed."""
+    path = message.partition(" - at `$.")[2].rstrip("`")
+    key = re.sub(r"\[.*", "", path)
     value: Any = merged
-    for part in re.findall(r"\w+", re.sub(r"\[\.\.\.\]", "", path)):
+    for part in key.split("."):
         value = value.get(part) if isinstance(value, Mapping) else value
-    if re.search(r"(^|\.)key$", path):
+    if re.search(r"(^|\.)key$", key):
         value = "(hidden)"
-    if isinstance(value, list | tuple):
-        value = ",".join(str(v) for v in value)
-    expected = text[0].lower() + text[1:].replace("`", "")
-    return f"{path.replace('[...]', '')} = {value}: {expected}"
+    return f"{key} = {_listed(value)}: {allowed(key)}"
+
+
+def _listed(value: Any) -> str:
+    return ",".join(str(v) for v in value) if isinstance(value, list | tuple) else str(value)
+
+
+def allowed(key: str) -> str:
+    """The values that a setting takes, in words; `key` is dotted."""
+    section, _, name = key.rpartition(".")
+    return _words(get_type_hints(_struct(section), include_extras=True)[name])
+
+
+def _struct(section: str) -> type[msgspec.Struct]:
+    return sections()[section] if section else Settings
+
+
+def _words(hint: Any) -> str:
+    if get_origin(hint) is Annotated:
+        inner, meta = get_args(hint)[:2]
+        if get_origin(inner) is tuple or type(None) in get_args(inner):
+            return _words(inner)
+        return _range(inner, meta) or _words(inner)
+    if get_origin(hint) is tuple:
+        return f"one or more, each {_words(get_args(hint)[0])}"
+    if type(None) in get_args(hint):
+        return next(_words(a) for a in get_args(hint) if a is not type(None))
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(c or "(empty)" for c in get_args(hint))
+    kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+    return kinds.get(hint, "something else")
+
+
+def _range(inner: Any, meta: msgspec.Meta) -> str:
+    if inner not in (int, float):
+        return ""
+    kind = "a whole number" if inner is int else "a number"
+    if meta.ge is not None and meta.le is not None:
+        return f"{kind} from {meta.ge} to {meta.le}"
+    parts = [f"above {meta.gt}"] if meta.gt is not None else []
+    parts += [f"of at least {meta.ge}"] if meta.ge is not None else []
+    parts += [f"up to {meta.le}"] if meta.le is not None else []
+    return " ".join([kind, " and ".join(parts)]).strip()
+
+
+def _refuse_impossible(settings: msgspec.Struct, prefix: str = "") -> None:
+    """`nan` and `inf` are floats to every parser, and no setting means them; no path holds NUL, and
+    what is no UTF-8 (a path from the command line can be that) fits into no JSON.
+    """
+    for name in settings.__struct_fields__:
+        value = getattr(settings, name)
+        if isinstance(value, msgspec.Struct):
+            _refuse_impossible(value, f"{name}.")
+        key = f"{prefix}{name}"
+        for one in value if isinstance(value, tuple) else (value,):
+            if isinstance(one, float) and not math.isfinite(one):
+                raise UserError(f"{key} = {_listed(value)}: {allowed(key)}")
+            if isinstance(one, str) and any(c == "\0" or "\ud800" <= c <= "\udfff" for c in one):
+                raise UserError(f"{key}: a text in UTF-8, without NUL characters")
 
 
 def _with_keys(settings: Settings) -> Settings:
@@ -186,7 +287,8 @@ def _secret(section: str, key: str, key_file: str) -> str:
 def _checked(s: Settings) -> Settings:
     for key in s.sampling.top_k_range:
         if key != -1 and key < 1:
-            raise UserError(f"sampling.top_k_range = {key}: -1 (off) or at least 1")
+            listed = _listed(s.sampling.top_k_range)
+            raise UserError(f"sampling.top_k_range = {listed}: each -1 (off) or at least 1")
     for name, values in (
         ("temperature_range", s.sampling.temperature_range),
         ("top_p_range", s.sampling.top_p_range),
@@ -195,8 +297,7 @@ def _checked(s: Settings) -> Settings:
     ):
         if len(set(values)) != len(values):
             where = name if name == "prompt_keys" else f"sampling.{name}"
-            listed = ",".join(str(v) for v in values)
-            raise UserError(f"{where} = {listed}: a value is given twice")
+            raise UserError(f"{where} = {_listed(values)}: a value is given twice")
     for section, urls in (("generation", s.generation.api), ("grading", s.grading.api)):
         for url in urls:
             _check_url(section, url)
@@ -228,7 +329,8 @@ def _check_url(section: str, url: str) -> None:
     except ValueError:
         usable = None
     if not usable:
-        raise UserError(f"{section}.api = {url}: an address like http://host:8000/v1")
+        shown = re.sub(r"//[^/]*@", "//***@", url)
+        raise UserError(f"{section}.api = {shown}: an address like http://host:8000/v1")
     if parts.username or parts.password:
         raise UserError(f"{section}.api: no user or password in the address; use {section}.key")
     if parts.query or parts.fragment:

@@ -27,12 +27,11 @@ class Pointer(Struct, frozen=True, kw_only=True):
 
 
 def _folders() -> list[Path]:
-    """Runtime directories, the own one first."""
-    places = [
-        os.environ.get("RSD_RUNTIME_DIR"),
-        os.environ.get("RUNTIME_DIRECTORY"),
-        "/run/rsd",
-    ]
+    """Runtime directories, the own one first; RSD_RUNTIME_DIR stands for all of them."""
+    if only := os.environ.get("RSD_RUNTIME_DIR"):
+        return [Path(only)]
+    # systemd lists several directories with colons when a unit has several
+    places = [*os.environ.get("RUNTIME_DIRECTORY", "").split(":"), "/run/rsd"]
     xdg = os.environ.get("XDG_RUNTIME_DIR")
     if xdg:
         places.append(f"{xdg}/rsd")
@@ -64,7 +63,7 @@ def remove_pointer(path: Path | None) -> None:
 
 
 def find_pointers() -> list[Pointer]:
-    """All pointers that can be read; their daemons may be dead."""
+    """All pointers that can be read, by state directory; their daemons may be dead."""
     found: dict[str, Pointer] = {}
     for folder in _folders():
         with contextlib.suppress(OSError):
@@ -73,4 +72,4 @@ def find_pointers() -> list[Pointer]:
                     if path.stat().st_size <= POINTER_BYTES:
                         pointer = msgspec.json.decode(path.read_bytes(), type=Pointer)
                         found.setdefault(pointer.state_dir, pointer)
-    return list(found.values())
+    return [found[state] for state in sorted(found)]

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from rsd.errors import ErrorClass
 from rsd.vocabulary import CallError, Profile
 
-_REASONING: Final = re.compile(r"(^|/)(o[134]([-.]|$)|gpt-5)", re.IGNORECASE)
+_REASONING: Final = re.compile(r"(^|/)(o[1-9]\d?|gpt-[5-9])([-.:_]|$)", re.IGNORECASE)
 #: The ladder of structured output, best first.
 FORMATS: Final = ("json_schema", "json_object", "none")
 #: Parameters that rsd can live without; anything else that is refused is the item's end.
@@ -39,7 +39,7 @@ def is_reasoning(model: str) -> bool:
 
 
 def initial_profile(model: str, role: str) -> Profile:
-    """What to try first. `role` is `generate` or `grade`."""
+    """What to try first. `role` is `generate` or `grade`; today both begin alike."""
     if is_reasoning(model):
         return Profile(
             drop=("temperature", "top_p", "top_k", "min_p", "repetition_penalty"),
@@ -49,13 +49,19 @@ def initial_profile(model: str, role: str) -> Profile:
 
 
 def adapt(profile: Profile, error: CallError) -> Profile | None:
-    """The profile after a refusal that names a parameter; None when nothing is left to adapt."""
+    """The profile after a refusal that names a parameter; None when nothing is left to adapt.
+
+    Every step goes one way, so that a server that refuses everything is asked a bounded number of
+    times: the name of the token cap that was refused is remembered in `drop`.
+    """
     if error.error is not ErrorClass.UNSUPPORTED:
         return None
     param = (error.param or "").removeprefix("body.")
     if param in ("max_tokens", "max_completion_tokens"):
         other = "max_completion_tokens" if param == "max_tokens" else "max_tokens"
-        return None if profile.token_parameter == other else replace(profile, token_parameter=other)
+        if profile.token_parameter == other or other in profile.drop:
+            return None
+        return replace(profile, token_parameter=other, drop=(*profile.drop, param))
     if param.startswith("response_format"):
         step = FORMATS.index(profile.response_format) + 1
         return replace(profile, response_format=FORMATS[step]) if step < len(FORMATS) else None

@@ -17,6 +17,7 @@ from rich.markup import escape
 
 from rsd.commands import flags
 from rsd.commands.run import prepare_output
+from rsd.commands.status import document_of
 from rsd.config import state_dir
 from rsd.errors import ErrorClass, StateError, UserError
 from rsd.files import filesystem_type
@@ -28,8 +29,9 @@ from rsd.settings import Settings
 from rsd.simulator.server import samples_folder
 from rsd.vocabulary import ImageInfo, Profile, Recipe, SamplingParams, Usage
 from rsd.workers import generator, grader, images
-from rsd.workers.endpoint import CallFailed, Client
+from rsd.workers.endpoint import Client
 from rsd.workers.process import Pictures, probe
+from rsd.workers.replies import CallFailed
 from rsd.writer.store import refuse_network
 
 #: Adaptations of a request's profile that are tried before giving up.
@@ -44,13 +46,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Exit codes: 0 all is well, 2 something is wrong."""
     settings, recipe = flags.settings_of(args)
+    flags.warn_of_visible_keys(args)
     out = Console(highlight=False)
     wrong = 0
 
-    def tell(good: bool, what: str, detail: str) -> None:
+    def tell(good: bool | None, what: str, detail: str) -> None:
         nonlocal wrong
-        wrong += not good
-        mark = "[green]ok[/]   " if good else "[red]wrong[/]"
+        wrong += good is False
+        mark = {True: "[green]ok[/]   ", None: "[yellow]note[/] ", False: "[red]wrong[/]"}[good]
         out.print(f"{mark} {what}: {escape(detail)}", soft_wrap=True)
 
     tell(True, "prompts", f"{', '.join(recipe.prompts)} from {settings.prompts}")
@@ -59,7 +62,8 @@ def main(args: argparse.Namespace) -> int:
     for good, what, detail in check_folders(settings):
         tell(good, what, detail)
     pictures = list_images(Path(settings.image_dir))
-    tell(True, "images", f"{len(pictures)} in {settings.image_dir}")
+    left, known = backlog(settings, len(pictures))
+    tell(True, "images", f"{len(pictures)} in {settings.image_dir}, {known}")
     with tempfile.TemporaryDirectory(prefix="rsd-check-") as spool:
         trial = Trial(settings, recipe, Path(spool))
         try:
@@ -71,9 +75,9 @@ def main(args: argparse.Namespace) -> int:
             return 2
         for role in ("generate", "grade"):
             for url in trial.urls(role):
-                for good, what, detail in trial.endpoint(role, url):
-                    tell(good, what, detail)
-        for text in trial.estimate(len(pictures)):
+                for verdict, what, detail in trial.endpoint(role, url):
+                    tell(verdict, what, detail)
+        for text in trial.estimate(left):
             out.print(f"      {escape(text)}", soft_wrap=True)
     return 2 if wrong else 0
 
@@ -97,6 +101,17 @@ def check_folders(settings: Settings) -> list[tuple[bool, str, str]]:
     else:
         found.append((True, "state", f"{state} on {filesystem_type(state) or 'an unknown disk'}"))
     return found
+
+
+def backlog(settings: Settings, count: int) -> tuple[int, str]:
+    """How many of the folder's `count` images are still to be done, and that in words."""
+    try:
+        images = document_of(state_dir(settings).resolve())["images"]
+    except StateError as e:
+        return count, f"but {e}"
+    ended = images["seen"] - images["queued"] - images["active"]
+    left = max(0, count - ended)
+    return left, f"{left} to be done" if ended else "none done yet"
 
 
 def list_images(folder: Path) -> list[bytes]:
@@ -151,23 +166,25 @@ class Trial:
             return os.fsdecode(path), self.info
         raise UserError(f"no acceptable picture ({why})")
 
-    def endpoint(self, role: str, url: str) -> list[tuple[bool, str, str]]:
-        """Models, credit and sampling of one endpoint, then one real call."""
+    def endpoint(self, role: str, url: str) -> list[tuple[bool | None, str, str]]:
+        """Models, credit and sampling of one endpoint, then one real call; None: a warning."""
         word = "generator" if role == "generate" else "grader"
         configuration = configure_of(self.settings, role)
         me: Any = _Here(configuration, self.pictures, self.spool)
         wanted = self.policy.models[0 if role == "generate" else 1]
         profile = initial_profile(wanted, role)
-        found: list[tuple[bool, str, str]] = []
+        found: list[tuple[bool | None, str, str]] = []
         try:
             task = Probe(endpoint=url, model=wanted, sampling=role == "generate", profile=profile)
             answer: Probed = probe(me, 1, task)
         except CallFailed as e:
             return [(False, f"{word} {url}", f"{e.error.error.value}: {e.error.message}")]
         length = f", context {answer.max_model_len}" if answer.max_model_len else ""
-        found.append((True, f"{word} {url}", f"{answer.model}{length}"))
+        served = ", ".join(answer.models[:8]) + (", ..." if len(answer.models) > 8 else "")
+        listed = f"; serves {served}" if served not in ("", answer.model) else ""
+        found.append((True, f"{word} {url}", f"{answer.model}{length}{listed}"))
         if answer.warning:
-            found.append((False, f"{word} sampling", answer.warning))
+            found.append((None, f"{word} sampling", answer.warning))
         try:
             found.append((True, f"{word} call", self._call(me, role, url, answer.model, profile)))
         except CallFailed as e:
@@ -254,10 +271,10 @@ class Trial:
         prices = msgspec.structs.asdict(self.settings.prices)
         if any(price is not None for price in prices.values()):
             cost = sum(tokens[n] * (prices[n] or 0.0) for n in tokens) / 1e6
-            lines.append(f"that costs about {cost:.4f}; all {count} images {cost * count:.2f}")
+            lines.append(f"that costs about {cost:.4f}; {count} images {cost * count:.2f}")
         else:
             total = sum(tokens.values()) * count
-            lines.append(f"all {count} images: about {total} tokens (set [prices] for money)")
+            lines.append(f"{count} images: about {total} tokens (set [prices] for money)")
         return lines
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import selectors
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -26,6 +28,10 @@ from rsd.simulator.server import samples_folder
 
 #: Seconds that the simulator may take to listen.
 START_SECONDS = 30.0
+#: Seconds that it may take to end.
+STOP_SECONDS = 10.0
+#: Exit code of a run that Ctrl-C ended.
+INTERRUPTED = 130
 #: Mean seconds of a simulated call: enough to watch the progress bar.
 SERVICE_SECONDS = 0.3
 
@@ -55,6 +61,7 @@ def main(args: argparse.Namespace) -> int:
         stdout=subprocess.PIPE,
         text=True,
         cwd=home,
+        start_new_session=True,  # Ctrl-C is for the run, which drains; it needs its models for that
     )
     try:
         urls = _urls(simulator)
@@ -81,10 +88,9 @@ def main(args: argparse.Namespace) -> int:
                 stderr_log=False,
             )
     finally:
-        simulator.terminate()
-        simulator.wait()
-        if simulator.stdout is not None:
-            simulator.stdout.close()
+        end(simulator)
+    if code == INTERRUPTED:
+        return code
     results = tell(out, settings)
     problems = compare(settings, results)
     out.print(f"\nResults, simulated: {escape(str(output))}  ({time.monotonic() - began:.0f} s)")
@@ -98,19 +104,41 @@ def main(args: argparse.Namespace) -> int:
 
 def _urls(simulator: subprocess.Popen[str]) -> dict[str, str]:
     assert simulator.stdout is not None
-    line = simulator.stdout.readline()
+    with selectors.DefaultSelector() as selector:
+        selector.register(simulator.stdout, selectors.EVENT_READ)
+        line = simulator.stdout.readline() if selector.select(START_SECONDS) else ""
     if not line:
-        raise UserError("the simulator did not start")
+        raise UserError("the simulator did not start; `daemon.py simulate` may tell why")
     urls: dict[str, str] = json.loads(line)
     return urls
+
+
+def end(simulator: subprocess.Popen[str]) -> None:
+    """Stop the simulator, and do not wait for ever."""
+    simulator.terminate()
+    try:
+        simulator.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        simulator.kill()
+        simulator.wait()
+    if simulator.stdout is not None:
+        simulator.stdout.close()
 
 
 def tell(out: Console, settings: Settings) -> list[dict[str, Any]]:
     """Print a netlist and the table; returns all result documents."""
     output = Path(settings.output_dir)
     results = []
-    table = Table(title="Simulated results", title_justify="left")
-    for name in ("image", "best", "quality", "prompt", "T", "top_p", "top_k", "candidates"):
+    table = Table(
+        title="Simulated results: <image>_<id>.json in high_quality/ or low_quality/",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        show_edge=False,
+    )
+    table.add_column("file", overflow="fold")
+    for name in ("best", "quality", "prompt", "T", "top_p", "top_k"):
         table.add_column(name, no_wrap=True)
     for folder in ("high_quality", "low_quality"):
         for path in sorted((output / folder).glob("*.json")):
@@ -119,14 +147,13 @@ def tell(out: Console, settings: Settings) -> list[dict[str, Any]]:
             best = document["best_result"]
             params = best["params"]
             table.add_row(
-                escape(document["image_info"]["filename"]),
+                escape(path.name),
                 f"{best['score']:.1f}",
                 document["quality"],
                 best["prompt_key"],
                 f"{params['temperature']:g}",
                 f"{params['top_p']:g}",
                 str(params["top_k"]),
-                str(len(document["all_candidates"])),
             )
     shown = next((d for d in results if "block_simple" in d["image_info"]["filename"]), None)
     shown = shown or (results[0] if results else None)
@@ -144,8 +171,11 @@ def compare(settings: Settings, results: list[dict[str, Any]]) -> list[str]:
     """Files against status and summary; what differs, in words."""
     output = Path(settings.output_dir)
     images = document_of(state_dir(settings).resolve())["images"]
-    summary = msgspec.json.decode((output / "summary.json").read_bytes())["stats"]
     found: list[str] = []
+    try:
+        summary = msgspec.json.decode((output / "summary.json").read_bytes())["stats"]
+    except OSError as e:
+        return [f"summary.json: {e.strerror}"]
 
     def equal(what: str, one: Any, other: Any) -> None:
         if one != other:
@@ -161,6 +191,9 @@ def compare(settings: Settings, results: list[dict[str, Any]]) -> list[str]:
         equal(f"{folder} files and summary", files, summary[name])
     parts = sum(images[name] for name in images if name != "seen")
     equal("status seen and its sum", images["seen"], parts)
+    equal("status seen and summary", images["seen"], summary["total_samples"])
+    both = summary["high_quality_count"] + summary["low_quality_count"]
+    equal("summary processed and its sum", summary["processed_samples"], both)
     pictures = [p for p in Path(settings.image_dir).iterdir() if p.suffix in (".png", ".jpg")]
     equal("pictures and results", len(pictures), len(results))
     for document in results:

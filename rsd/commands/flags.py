@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -44,19 +47,62 @@ REPEATED = {
     "--grading-api": ("grading.api", "base URL of a grader; may be given several times"),
 }
 
+#: How --help is grouped. Every setting has a key in rsd.toml and an RSD_... variable, too.
+GROUPS = {
+    "folders and configuration": (
+        *("--image-dir", "--output-dir", "--state-dir", "--config"),
+        *("--checkpoint-interval", "--log-level"),
+    ),
+    "prompts": ("--prompts", "--prompt-keys", "--grading-prompt"),
+    "generator (vLLM)": (
+        *("--vllm-api", "--vllm-model", "--vllm-key", "--gen-workers", "--max-tokens"),
+        "--timeout",
+    ),
+    "grader": ("--grading-api", "--grading-model", "--grading-key", "--grade-workers"),
+    "sampling": (
+        *("--strategy", "--candidates", "--seed", "--temperature-range", "--top-p-range"),
+        *("--top-k-range", "--min-p", "--repetition-penalty", "--score-threshold"),
+        "--stop-score",
+    ),
+}
+_METAVARS = {"--prompts": "FILE", "--grading-prompt": "FILE", "--candidates": "N"} | {
+    flag: "N" for flag in ("--seed", "--gen-workers", "--grade-workers", "--max-tokens")
+}
+_DEFAULTS = Settings()
+
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
     """All flags of the settings."""
-    group = parser.add_argument_group("settings (also in rsd.toml and as RSD_... variables)")
-    for flag, (key, purpose) in FLAGS.items():
-        group.add_argument(flag, dest=key, metavar=key.rpartition(".")[2].upper(), help=purpose)
-    for flag, (key, purpose) in REPEATED.items():
-        group.add_argument(flag, dest=key, action="append", metavar="URL", help=purpose)
-    group.add_argument(
-        "--prompt-keys", dest="prompt_keys", nargs="+", metavar="KEY", help="prompts to use"
-    )
-    group.add_argument("--timeout", metavar="SECONDS", help="time of one call, in seconds")
-    add_config(group)
+    known = FLAGS | REPEATED
+    for title, names in GROUPS.items():
+        group = parser.add_argument_group(title)
+        for flag in names:
+            if flag == "--config":
+                add_config(group)
+            elif flag == "--prompt-keys":
+                group.add_argument(
+                    flag, dest="prompt_keys", nargs="+", metavar="KEY", help="prompts to use"
+                )
+            elif flag == "--timeout":
+                group.add_argument(flag, metavar="SECONDS", help="time of one call (1200)")
+            else:
+                key, purpose = known[flag]
+                group.add_argument(
+                    flag,
+                    dest=key,
+                    action="append" if flag in REPEATED else "store",
+                    metavar=_METAVARS.get(flag, flag.rpartition("-")[2].upper()),
+                    help=purpose + _default(key),
+                )
+
+
+def _default(key: str) -> str:
+    section, _, name = key.rpartition(".")
+    value = getattr(getattr(_DEFAULTS, section) if section else _DEFAULTS, name)
+    if value in (None, "", ()):
+        return ""
+    text = ",".join(str(v) for v in value) if isinstance(value, tuple) else str(value)
+    return f" ({text})"
 
 
 def add_config(parser: Any) -> None:
@@ -83,20 +129,56 @@ def given(args: argparse.Namespace) -> dict[str, Any]:
 
 def settings_of(args: argparse.Namespace) -> tuple[Settings, Recipe]:
     """Everything validated, as `run` needs it. Raises UserError."""
-    settings = config.load(given(args), file=config.find_config(args.config))
-    config.check_for_run(settings)
-    return settings, config.load_recipe(settings)
+    try:
+        settings = config.load(given(args), file=config.find_config(args.config))
+        config.check_for_run(settings)
+        return settings, config.load_recipe(settings)
+    except UserError as e:
+        raise UserError(_as_given(str(e), args)) from None
+
+
+def _as_given(message: str, args: argparse.Namespace) -> str:
+    """Add the flag, or the variable, that the named setting was given with."""
+    match = re.match(r"[a-z_]+(\.[a-z_]+)?(?=( =|:) )", message)
+    if not match:
+        return message
+    key = match[0]
+    flag = next((f for f, (k, _) in (FLAGS | REPEATED).items() if k == key), "")
+    flag = {"prompt_keys": "--prompt-keys"}.get(key, flag)
+    if args.timeout is not None and key.endswith(".timeout"):
+        flag = "--timeout"
+    variable = "RSD_" + key.replace(".", "_").upper()
+    if key in given(args):
+        label = flag
+    elif variable in os.environ:
+        label = variable
+    else:
+        return message
+    return f"{key} ({label}){message[match.end() :]}"
+
+
+def warn_of_visible_keys(args: argparse.Namespace) -> None:
+    """A key among the arguments can be read by every user of the machine."""
+    for flag in ("--grading-key", "--vllm-key"):
+        key, _ = FLAGS[flag]
+        if vars(args).get(key):
+            print(
+                f"rsd: {flag} is visible to everybody in `ps`; better: "
+                f"RSD_{key.replace('.', '_').upper()} or {key}_file",
+                file=sys.stderr,
+            )
 
 
 def settings_for_state(args: argparse.Namespace) -> Settings | None:
     """The settings as far as they locate a state; None when nothing says where it is."""
     flags = {k: v for k in ("output_dir", "state_dir") if (v := getattr(args, k, None))}
-    settings = config.load(flags, file=config.find_config(args.config))
-    if settings.state_dir or settings.output_dir:
-        return settings
-    if flags:
-        raise UserError("give --output-dir or --state-dir")
-    return None
+    if "output_dir" in flags and "state_dir" not in flags:
+        own = Settings(output_dir=flags["output_dir"])
+        if config.state_dir(own).is_dir():  # a file may tell where another instance's state is
+            return own
+    named = bool(args.config or os.environ.get("RSD_CONFIG"))
+    settings = config.locate(flags, file=config.find_config(args.config), named=named)
+    return settings if settings.state_dir or settings.output_dir else None
 
 
 def state_of(settings: Settings) -> Path:

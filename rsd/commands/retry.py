@@ -12,7 +12,7 @@ import msgspec
 
 from rsd.commands import flags
 from rsd.commands.locate import find, image_dir_of
-from rsd.commands.status import states_of
+from rsd.commands.status import needed_states
 from rsd.errors import StateError, UserError
 from rsd.facts import ImageRetried, Numbered
 from rsd.files import InstanceLock, holding, write_atomically
@@ -36,7 +36,7 @@ def main(args: argparse.Namespace) -> int:
     """Exit codes: 0 done or handed over, 2 unknown image."""
     if not (args.images or args.failed or args.low):
         raise UserError("name images, or give --failed or --low")
-    states = states_of(args)
+    states = needed_states(args)
     if len(states) > 1:
         raise UserError("several daemons run; say which with --output-dir")
     state = states[0]

@@ -10,7 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -18,6 +19,7 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
+from rich.text import Text
 
 from rsd.commands import flags
 from rsd.config import state_dir
@@ -53,12 +55,7 @@ def main(args: argparse.Namespace) -> int:
     settings, recipe = flags.settings_of(args)
     if args.resume:
         print("rsd: --resume is not needed: rsd always resumes", file=sys.stderr)
-    if getattr(args, "grading.key") or getattr(args, "generation.key"):
-        print(
-            "rsd: a key on the command line is visible in `ps`; better: RSD_GRADING_KEY or "
-            "grading.key_file",
-            file=sys.stderr,
-        )
+    flags.warn_of_visible_keys(args)
     if args.fresh:
         start_afresh(settings, yes=args.yes)
     prepare_output(settings)
@@ -94,11 +91,21 @@ def start_afresh(settings: Settings, *, yes: bool) -> None:
     output, state = Path(settings.output_dir), state_dir(settings)
     if not output.exists():
         return
-    if state.exists():
-        lock = InstanceLock(state / "instance.lock")
-        if not lock.acquire():
-            raise UserError(f"--fresh: a daemon works in {state}; stop it first")
+    lock = InstanceLock(state / "instance.lock")
+    if state.exists() and not lock.acquire():
+        raise UserError(f"--fresh: a daemon works in {state}; stop it first")
+    try:
+        _move_away(output, state, yes=yes)
+    finally:
         lock.release()
+
+
+def _move_away(output: Path, state: Path, *, yes: bool) -> None:
+    found = [output / name for name in MOVED if (output / name).exists()]
+    if state.exists() and state.resolve() not in [f.resolve() for f in found]:
+        found.append(state)
+    if not found:
+        return
     if not yes:
         if not sys.stdin.isatty():
             raise UserError("--fresh: without a terminal it needs --yes")
@@ -106,14 +113,12 @@ def start_afresh(settings: Settings, *, yes: bool) -> None:
         if answer.strip().lower() not in ("y", "yes"):
             raise UserError("--fresh: not confirmed")
     target = output / time.strftime("previous-%Y%m%d-%H%M%S")
-    found = [output / name for name in MOVED if (output / name).exists()]
-    if state.exists() and state.resolve() not in [f.resolve() for f in found]:
-        found.append(state)
-    if not found:
-        return
-    target.mkdir()
-    for path in found:
-        shutil.move(path, target / ("state" if path == state else path.name))
+    try:
+        target.mkdir()
+        for path in found:
+            shutil.move(path, target / ("state" if path == state else path.name))
+    except OSError as e:
+        raise UserError(f"--fresh: {target}: {e.strerror or e}") from None
     print(f"rsd: earlier state and results are now in {target}", file=sys.stderr)
 
 
@@ -129,16 +134,16 @@ class Bar:
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[facts]}"),
             TimeElapsedColumn(),
             console=self._console,
-            transient=True,
         )
-        self._task = self._bar.add_task("images", total=None, facts="")
+        self._task = self._bar.add_task("images", total=None)
+        self._facts = Text("", no_wrap=True, overflow="ellipsis")
+        self._screen = Live(Group(self._bar, self._facts), console=self._console, transient=True)
 
     def __enter__(self) -> Bar:
         if self.live:
-            self._bar.start()
+            self._screen.start()
         return self
 
     def __exit__(
@@ -148,7 +153,7 @@ class Bar:
         trace: TracebackType | None,
     ) -> None:
         if self.live:
-            self._bar.stop()
+            self._screen.stop()
 
     def show(self, document: dict[str, Any]) -> None:
         """Take a status document."""
@@ -157,7 +162,8 @@ class Bar:
         images = document["images"]
         done = sum(images[k] for k in images if k not in ("seen", "queued", "active"))
         if self.live:
-            self._bar.update(self._task, total=images["seen"] or None, completed=done, facts=text)
+            self._bar.update(self._task, total=images["seen"] or None, completed=done)
+            self._facts.plain = text
         elif time.monotonic() - self._line_at >= LINE_SECONDS:
             self._line_at = time.monotonic()
             line = f"{done}/{images['seen']} images {text}"

@@ -12,10 +12,12 @@ from rich.markup import escape
 
 from rsd.commands import flags
 from rsd.commands.locate import find, image_dir_of
-from rsd.commands.status import states_of
+from rsd.commands.status import needed_states
 from rsd.errors import UserError
 from rsd.files import display_path, result_name
+from rsd.vocabulary import image_id
 from rsd.writer import view
+from rsd.writer.records import ImageRecord
 from rsd.writer.results import failed_document, formatted, result_document
 from rsd.writer.store import Store
 from rsd.writer.view import ImageView
@@ -31,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Exit codes: 0 found, 2 unknown image."""
     settings = flags.settings_for_state(args)
-    for state in states_of(args):
+    for state in needed_states(args):
         image_dir = image_dir_of(state, settings.image_dir if settings else "")
         store = Store(state / "lmdb", readonly=True)
         try:
@@ -40,21 +42,31 @@ def main(args: argparse.Namespace) -> int:
                 if record is None:
                     continue
                 seen = view.view(txn, record)
+                older = [
+                    earlier
+                    for version in range(record.version)
+                    if (earlier := view.image_record(txn, image_id(record.path, version)))
+                ]
                 original = view.image_record(txn, record.of) if record.of else None
         finally:
             store.close()
         if args.json:
-            print(msgspec.json.format(msgspec.json.encode(as_json(seen)), indent=2).decode())
+            document = as_json(seen, older)
+            print(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
         else:
-            tell(seen, display_path(original.path) if original else "", image_dir)
+            tell(seen, older, display_path(original.path) if original else "", image_dir)
         return 0
     raise UserError(f"{args.image}: no such image is known (give its path, result file or id)")
 
 
-def as_json(seen: ImageView) -> dict[str, Any]:
-    """Record, candidates with all their grades, errors."""
+def as_json(seen: ImageView, older: list[ImageRecord]) -> dict[str, Any]:
+    """Record, earlier contents of the path, candidates with all their grades, errors."""
     return {
         "image": msgspec.to_builtins(seen.record) | {"path": display_path(seen.record.path)},
+        "earlier_versions": [
+            {"image": r.image, "version": r.version, "sha256": r.sha256, "score": r.score}
+            for r in older
+        ],
         "steps": msgspec.to_builtins(seen.steps),
         "candidates": [
             msgspec.to_builtins(c) | {"grades": msgspec.to_builtins(seen.grades.get(c.index, []))}
@@ -64,7 +76,7 @@ def as_json(seen: ImageView) -> dict[str, Any]:
     }
 
 
-def tell(seen: ImageView, original: str, image_dir: Path | None) -> None:
+def tell(seen: ImageView, older: list[ImageRecord], original: str, image_dir: Path | None) -> None:
     """For a person."""
     out = Console(highlight=False)
     record = seen.record
@@ -74,6 +86,9 @@ def tell(seen: ImageView, original: str, image_dir: Path | None) -> None:
 
     line("image", display_path(record.path))
     line("id", f"{record.image} (version {record.version})")
+    for r in older:
+        score = "no score" if r.score is None else f"score {r.score:.1f}"
+        line("earlier", f"version {r.version}, {score}: show {r.image}")
     status = record.status + (f": {record.reason}" if record.reason else "")
     line("status", status + (f" ({record.message})" if record.message else ""))
     if original:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import multiprocessing
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from rich.table import Table
 
 from rsd import __version__, pointers
 from rsd.commands import flags
-from rsd.errors import StateError
+from rsd.errors import StateError, UserError
 from rsd.hub import host
 from rsd.messages import Stats
 from rsd.writer.store import Store
@@ -25,6 +27,7 @@ from rsd.writer.store import Store
 STALE_SECONDS = 15.0
 #: Seconds between two looks of --watch.
 WATCH_SECONDS = 2.0
+NO_DAEMON = "no daemon found: give --output-dir DIR, --state-dir DIR or --config FILE"
 #: Exit codes.
 HEALTHY, DEGRADED, STOPPED, UNREADABLE = 0, 1, 3, 4
 
@@ -40,6 +43,13 @@ def main(args: argparse.Namespace) -> int:
     """Exit codes: 0 healthy, 1 degraded, 3 not running, 4 state unreadable."""
     states = states_of(args)
     console = Console()
+    if not states:
+        if args.json:
+            nothing = stopped(Stats(), None, None, NO_DAEMON)
+            print(msgspec.json.format(msgspec.json.encode(nothing), indent=2).decode())
+        else:
+            console.print(NO_DAEMON, soft_wrap=True)
+        return STOPPED
     if args.json:
         documents = [document_of(state) for state in states]
         shown: Any = documents[0] if len(documents) == 1 else documents
@@ -59,59 +69,104 @@ def main(args: argparse.Namespace) -> int:
 
 
 def states_of(args: argparse.Namespace) -> list[Path]:
-    """The state directories meant: flags and files first, then the running daemons' pointers."""
+    """The state directories meant: flags and files first, then the running daemons' pointers.
+
+    Empty when nothing says where one is.
+    """
     settings = flags.settings_for_state(args)
     if settings is not None:
         return [flags.state_of(settings)]
-    found = pointers.find_pointers()
+    found = [p for p in pointers.find_pointers() if Path(p.state_dir).is_dir()]
     living = [p for p in found if host.same_process(p.pid, p.created)]
-    if not found:
-        raise StateError("no daemon found: give --output-dir DIR, or --config FILE")
     return [Path(p.state_dir) for p in living or found]
 
 
-def document_of(state: Path) -> dict[str, Any]:
-    """The status document of one instance. Raises StateError when nothing can be read."""
+def needed_states(args: argparse.Namespace) -> list[Path]:
+    """Like `states_of`, for a command that can do nothing without. Raises UserError."""
+    states = states_of(args)
+    if not states:
+        raise UserError(NO_DAEMON)
+    return states
+
+
+def document_of(state: Path, now: float | None = None) -> dict[str, Any]:
+    """The status document of one instance; `now` is Unix time, by default the clock's.
+
+    Raises StateError when nothing can be read.
+    """
     live = _live(state)
     if live is not None and host.same_process(int(live["pid"]), live.get("created")):
-        age = time.time() - float(live.get("written", 0))
+        age = (time.time() if now is None else now) - float(live.get("written", 0))
         if age > STALE_SECONDS:
             live["health"] = "degraded"
             live["reasons"] = [f"the hub has not responded for {age:.0f} s", *live["reasons"]]
         return live
-    store = Store(state / "lmdb", readonly=True)
+    if live is None and not (state / "lmdb").exists():
+        return stopped(Stats(), None, state, f"nothing has run here yet: {state}")
+    return stopped(stats_of(state), live, state)
+
+
+def stats_of(state: Path) -> Stats:
+    """The exact counters, from the store. Raises StateError whatever is wrong with it.
+
+    Another process reads: the store is a memory map, and pages missing from a file that was cut
+    short are SIGBUS to whoever touches them.
+    """
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    child = context.Process(target=_tell_stats, args=(theirs, str(state)), daemon=True)
+    child.start()
+    theirs.close()
     try:
+        answer = ours.recv_bytes()
+    except (EOFError, OSError):
+        answer = b""
+    ours.close()
+    child.join()
+    if answer.startswith(b"{"):
+        return msgspec.json.decode(answer, type=Stats)
+    raise StateError(answer.decode() or f"{state}/lmdb: is damaged (cut short?)")
+
+
+def _tell_stats(pipe: Connection, state: str) -> None:
+    try:
+        store = Store(Path(state) / "lmdb", readonly=True)
         with store.reading() as txn:
-            stats = txn.stats()
-    finally:
-        store.close()
-    return stopped(stats, live, state)
+            answer = msgspec.json.encode(txn.stats())
+    except StateError as e:
+        answer = str(e).encode("utf-8", "backslashreplace")
+    except Exception as e:  # LMDB's and the decoder's own errors: all mean the same here
+        answer = f"{state}: {type(e).__name__}: {e}".encode("utf-8", "backslashreplace")
+    pipe.send_bytes(answer)
 
 
 def _live(state: Path) -> dict[str, Any] | None:
+    """What the hub wrote last; None when it is not there or not whole (it is not fsynced)."""
     try:
         data = msgspec.json.decode((state / "live.json").read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError, msgspec.DecodeError):
         return None
-    except (OSError, msgspec.DecodeError) as e:
-        raise StateError(f"{state}/live.json: {e}") from None
-    known = isinstance(data, dict) and data.get("schema") == "rsd.status/1"
+    except OSError as e:
+        raise StateError(f"{state}/live.json: {e.strerror}") from None
+    known = isinstance(data, dict) and data.get("schema") == "rsd.status/1" and "pid" in data
     return data if known else None
 
 
-def stopped(stats: Stats, live: dict[str, Any] | None, state: Path) -> dict[str, Any]:
+def stopped(
+    stats: Stats, live: dict[str, Any] | None, state: Path | None, reason: str = "not running"
+) -> dict[str, Any]:
     """The document of a daemon that is down: exact counts, and what was last known of the rest."""
     last = live or {}
-    keep = ("pid", "image_dir", "output_dir", "cost", "watch")
     return {
         "schema": "rsd.status/1",
         "running": False,
+        "pid": None,
         "version": __version__,
-        **{name: last.get(name) for name in keep},
-        "state_dir": str(state),
+        **{name: last.get(name) for name in ("image_dir", "output_dir", "cost")},
+        "state_dir": None if state is None else str(state),
         "uptime_seconds": 0.0,
         "health": "stopped",
-        "reasons": ["not running"],
+        "reasons": [reason],
         "images": {name: getattr(stats, name) for name in IMAGES},
         "candidates": {
             "generated": stats.generated,
@@ -138,9 +193,15 @@ def stopped(stats: Stats, live: dict[str, Any] | None, state: Path) -> dict[str,
             "disk_free_bytes": None,
         },
         "endpoints": [],
+        "watch": {
+            **dict.fromkeys(("path", "mode", "last_scan_age_seconds")),
+            **(last.get("watch") or {}),
+            "settling": 0,
+        },
     }
 
 
+#: The counts of `images`, as they are stored.
 IMAGES = (
     "seen",
     "queued",
@@ -177,8 +238,7 @@ def rows_of(d: dict[str, Any]) -> list[tuple[str, str]]:
     """Name and text of each line."""
     images, candidates = d["images"], d["candidates"]
     running = f"{d['health']}, running as pid {d['pid']} for {span(d['uptime_seconds'])}"
-    state = running if d["running"] else "not running; last known state:"
-    rows = [("rsd", state)]
+    rows = [("rsd", running if d["running"] else d["reasons"][0])]
     rows += [("", f"! {reason}") for reason in d["reasons"] if d["running"]]
     rows += [
         ("images", f"{d.get('image_dir') or '?'} -> {d.get('output_dir') or '?'}"),

@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 SPAWN = multiprocessing.get_context("spawn")
 #: The n-th restart after quick deaths waits n seconds, up to this many.
 DELAY_MAX = 10.0
-#: A death within QUICK seconds of the start, before anything useful was done, counts; QUICK_DEATHS of
-#: them in a row are FATAL, and then the child is tried again every FATAL_PAUSE seconds.
+#: A death within QUICK seconds of the start, before anything useful was done, counts; QUICK_DEATHS
+#: of them in a row are FATAL, and then the child is tried again every FATAL_PAUSE seconds.
 QUICK, QUICK_DEATHS, FATAL_PAUSE = 10.0, 5, 60.0
 
 Target = Callable[..., None]

@@ -1,243 +1,234 @@
 """One HTTP call to a chat-completions endpoint, and the class of what went wrong.
 
 The total time of a call is enforced by reading the body in pieces; retries are the brain's
-business, so the adapter does none and redirects are not followed (the key must not travel to
-another host).
+business, so the adapter does none, and redirects are not followed (the key must not travel to
+another host). What a body means is read in `replies.py` and `refusals.py`.
 """
 
 from __future__ import annotations
 
-import contextlib
+import http.client
+import ipaddress
 import re
+import socket
+import ssl
 import time
-from email.utils import parsedate_to_datetime
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Final
+from urllib.parse import urlsplit
 
 import msgspec
 import requests
+import urllib3.exceptions
 from requests.adapters import HTTPAdapter
-from urllib3.exceptions import HTTPError as Urllib3Error
+from urllib3.util.timeout import Timeout
 
 from rsd.errors import ErrorClass
 from rsd.messages import Endpoint
-from rsd.vocabulary import CallError, Usage
-from rsd.workers.refusals import classify_body, classify_status, excerpt
+from rsd.vocabulary import CallError
+from rsd.workers.refusals import classify_status, excerpt
+from rsd.workers.replies import CallFailed, Models, Reply, decode, read_models, read_reply
 
-#: Longest answer body in bytes, after decompression; 2,048 tokens are a few kilobytes.
-MAX_BODY_BYTES = 16 * 1024 * 1024
+#: Longest answer body in bytes, before and after decompression; 2,048 tokens are a few kilobytes.
+MAX_BODY_BYTES: Final = 16 * 1024 * 1024
 #: Bytes read between two looks at the clock.
-CHUNK_BYTES = 64 * 1024
-#: Longest time to wait for the connection itself, in seconds.
-CONNECT_SECONDS = 10.0
-#: Longest time that a server's wish to wait is believed, in seconds.
-RETRY_AFTER_MAX = 3600.0
+CHUNK_BYTES: Final = 64 * 1024
+#: Longest time for the connection itself and for sending the request, in seconds.
+CONNECT_SECONDS: Final = 30.0
+#: Most exceptions looked at in a chain of causes.
+CAUSES_MAX: Final = 16
 
-_LONE_SURROGATES = re.compile(r"[\ud800-\udfff]")
-_DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:([\d.]+)s)?(?:([\d.]+)ms)?")
-
-
-class CallFailed(Exception):
-    """A call ended with a classified error; `usage` is what was paid all the same."""
-
-    def __init__(self, error: CallError, usage: Usage | None = None) -> None:
-        super().__init__(error.message)
-        self.error = error
-        self.usage = usage or Usage()
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f]")
 
 
-class Choice(msgspec.Struct, frozen=True):
-    """One answer."""
-
-    content: str
-    finish_reason: str
-    refusal: str
-
-
-class Reply(msgspec.Struct, frozen=True):
-    """A chat completion that was answered."""
-
-    choices: list[Choice]
-    usage: Usage
-    model: str
-    seconds: float
-
-
-class Models(msgspec.Struct, frozen=True):
-    """What `GET /models` tells."""
-
-    names: tuple[str, ...]
-    max_model_len: int | None
-
-
-def chat_body(model: str, data_url: bytes | None, text: str, parameters: dict[str, Any]) -> bytes:
+def chat_body(
+    model: str,
+    data_url: bytes | None,
+    text: str,
+    parameters: dict[str, Any],
+    *,
+    detail: bool = True,
+) -> bytes:
     """The JSON of a request: the picture first, the text after it, so that caches can hit.
 
     The picture is spliced in as it is: base64 needs no escaping, and encoding it again for each
-    call would be the largest cost of all.
+    call would be the largest cost of all. `parameters` are the other fields of the request.
     """
     encode = msgspec.json.encode
     parts: list[bytes] = [b'{"model":', encode(model), b',"messages":[{"role":"user","content":[']
     if data_url is not None:
         parts += [b'{"type":"image_url","image_url":{"url":"', data_url]
-        parts += [b'","detail":"high"}},']
-    parts += [b'{"type":"text","text":', encode(text), b"}]}]"]
+        parts.append(b'","detail":"high"}},' if detail else b'"}},')
+    safe = text.encode("utf-8", "replace").decode()  # a lone surrogate is not to be had as JSON
+    parts += [b'{"type":"text","text":', encode(safe), b"}]}]"]
     rest = encode(parameters)
     parts.append(b"}" if rest == b"{}" else b"," + rest[1:])
     return b"".join(parts)
 
 
 class Client:
-    """Calls one endpoint; thread-safe. `connections`: threads that use it at once."""
+    """Calls one endpoint; thread-safe. `pool_size`: threads that use it at once."""
 
-    def __init__(self, endpoint: Endpoint, connections: int) -> None:
-        self.url = endpoint.url
-        self._endpoint = endpoint
-        self._session = requests.Session()
-        adapter = HTTPAdapter(pool_connections=1, pool_maxsize=connections, max_retries=0)
-        self._session.mount("http://", adapter)
-        self._session.mount("https://", adapter)
-        self._headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        if endpoint.key:
-            self._headers["Authorization"] = f"Bearer {endpoint.key}"
-        settings = self._session.merge_environment_settings(
+    def __init__(self, endpoint: Endpoint, pool_size: int) -> None:
+        self.endpoint = endpoint
+        self._key = endpoint.key.strip()
+        parts = urlsplit(endpoint.url)
+        #: For messages: never with the user and password that a URL may hold.
+        self.url = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+        session = requests.Session()
+        self._adapter = HTTPAdapter(pool_connections=1, pool_maxsize=pool_size, max_retries=0)
+        self._headers: dict[str, str | bytes] = {
+            "Content-Type": "application/json",
+            "Accept": "application/json",
+        }
+        if self._key:
+            self._headers["Authorization"] = b"Bearer " + self._key.encode()
+        # Proxies and certificates of the environment are looked up once, not in every call.
+        settings = session.merge_environment_settings(
             endpoint.url, {}, True, endpoint.ca_file or None, None
         )
-        self._proxies = settings["proxies"]
+        self._proxies = {} if _is_loopback(parts.hostname or "") else dict(settings["proxies"])
         self._verify: bool | str = endpoint.ca_file or settings["verify"] or True
-        self._adapter = self._session.get_adapter(endpoint.url)
+        self._templates: dict[str, requests.PreparedRequest] = {}
 
     def chat(self, body: bytes) -> Reply:
         """One chat completion. Raises CallFailed."""
         began = time.monotonic()
-        data = self._call("POST", "/chat/completions", body)
-        return self._reply(data, time.monotonic() - began)
+        raw = self._call("POST", "/chat/completions", body)
+        data = decode(raw)
+        if data is None:
+            raise CallFailed(self._no_json(raw))
+        if isinstance(data, dict) and "error" in data:
+            data = decode(self._scrub(raw))
+        return read_reply(data, time.monotonic() - began)
 
     def models(self) -> Models:
         """The models that are served. Raises CallFailed."""
-        data = self._call("GET", "/models", None)
-        rows = data.get("data") if isinstance(data, dict) else None
-        if not isinstance(rows, list):
-            raise CallFailed(
-                _error(ErrorClass.MISCONFIGURED, "no list of models", "bad_json", status=200)
-            )
-        named = [r for r in rows if isinstance(r, dict) and isinstance(r.get("id"), str)]
-        lengths = [r.get("max_model_len") for r in named]
-        length = lengths[0] if lengths and isinstance(lengths[0], int) else None
-        return Models(tuple(r["id"] for r in named), length)
+        raw = self._call("GET", "/models", None)
+        data = decode(raw)
+        if data is None:
+            raise CallFailed(self._no_json(raw))
+        return read_models(data)
 
-    def _call(self, method: str, path: str, body: bytes | None) -> Any:
-        deadline = time.monotonic() + self._endpoint.timeout
-        request = requests.Request(method, self.url + path, data=body, headers=self._headers)
+    def _call(self, method: str, path: str, body: bytes | None) -> bytes:
+        """The body of a 2xx. Raises CallFailed for all else."""
+        seconds = self.endpoint.timeout
+        deadline = time.monotonic() + seconds
+        response: requests.Response | None = None
+        parts: list[bytes] = []
         try:
-            prepared = request.prepare()
             response = self._adapter.send(
-                prepared,
+                self._prepared(method, path, body),
                 stream=True,
-                timeout=(min(CONNECT_SECONDS, self._endpoint.timeout), self._endpoint.timeout),
+                timeout=Timeout(  # type: ignore[arg-type]  # requests takes urllib3's own as well
+                    total=seconds, connect=min(CONNECT_SECONDS, seconds), read=seconds
+                ),
                 verify=self._verify,
                 proxies=self._proxies,
             )
-            try:
-                raw = self._read(response, deadline)
-            finally:
+            self._read(response, deadline, parts)
+        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as e:
+            error = _transport_error(e)
+            refused = response is not None and not 200 <= response.status_code < 300
+            if not refused or error.reason == "timeout":
+                raise CallFailed(self._cleaned(error)) from None
+        finally:
+            if response is not None:
                 response.close()
-        except (requests.RequestException, Urllib3Error, OSError, ValueError) as e:
-            raise CallFailed(self._clean(_transport_error(e))) from None
-        return self._decoded(response, raw)
+        assert response is not None
+        raw = b"".join(parts)
+        if 200 <= response.status_code < 300:
+            return raw
+        raise CallFailed(self._cleaned(self._refusal(response, self._scrub(raw), path)))
 
-    def _read(self, response: requests.Response, deadline: float) -> bytes:
-        parts: list[bytes] = []
+    def _prepared(self, method: str, path: str, body: bytes | None) -> requests.PreparedRequest:
+        if _UNPRINTABLE.search(self._key):
+            text = "the API key holds a line break or another control character"
+            raise CallFailed(_error(ErrorClass.MISCONFIGURED, text, "unauthorized", answered=False))
+        template = self._templates.get(path)
+        if template is None:
+            parts = urlsplit(self.endpoint.url)
+            url = parts._replace(path=parts.path.rstrip("/") + path).geturl()
+            template = requests.Request(method, url, headers=self._headers).prepare()
+            self._templates[path] = template
+        request = template.copy()
+        if body is not None:
+            request.body = body
+            request.headers["Content-Length"] = str(len(body))
+        return request
+
+    def _read(self, response: requests.Response, deadline: float, parts: list[bytes]) -> None:
         size = 0
-        # read1 returns what has come; read would wait for a full chunk, however slowly it drips.
-        while part := response.raw.read1(CHUNK_BYTES, decode_content=True):
-            size += len(part)
-            if size > MAX_BODY_BYTES:
-                text = f"the answer is longer than {MAX_BODY_BYTES} bytes"
-                raise CallFailed(_error(ErrorClass.BAD_REPLY, text, "body_too_big"))
-            parts.append(part)
+        while True:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise requests.ReadTimeout("the answer did not end within the time of a call")
             _limit_reads(response, left)
-        return b"".join(parts)
-
-    def _decoded(self, response: requests.Response, raw: bytes) -> Any:
-        status = response.status_code
-        text = raw.decode("utf-8", "replace")
-        if 300 <= status < 400:
-            where = excerpt(response.headers.get("Location", ""), 120)
-            error = _error(
-                ErrorClass.MISCONFIGURED,
-                f"{self.url} redirects to {where}; not followed",
-                "redirect",
-                status=status,
-            )
-            raise CallFailed(self._clean(error))
-        data: Any = None
-        for candidate in (raw, _without_comments(raw)):
-            try:
-                data = msgspec.json.decode(candidate)
-                break
-            except (msgspec.DecodeError, UnicodeDecodeError):
-                continue
-        if status != 200:
-            wait = _retry_after(response.headers)
-            limited = any(h.lower().startswith("x-ratelimit") for h in response.headers)
-            error = classify_status(status, data, text, wait, limited)
-            raise CallFailed(self._clean(error))
-        if data is None:
-            if text.lstrip()[:1] == "<":
-                error = _error(
-                    ErrorClass.MISCONFIGURED,
-                    f"{self.url} answers with a web page: {excerpt(text, 80)}",
-                    "html",
-                    status=200,
+            # read1 returns what has come; read would wait for a full chunk, however slow the drip.
+            part = response.raw.read1(CHUNK_BYTES, decode_content=True)
+            if not part:
+                return
+            size += len(part)
+            if size > MAX_BODY_BYTES:
+                text = f"the answer is longer than {MAX_BODY_BYTES} bytes"
+                raise CallFailed(
+                    _error(ErrorClass.BAD_REPLY, text, "body_too_big", status=response.status_code)
                 )
-            else:
-                what = excerpt(text, 120) or "nothing"
-                error = _error(ErrorClass.BAD_REPLY, f"no JSON: {what}", "bad_json", status=200)
-            raise CallFailed(self._clean(error))
-        return data
+            parts.append(part)
 
-    def _reply(self, data: Any, seconds: float) -> Reply:
-        if not isinstance(data, dict):
-            raise CallFailed(_error(ErrorClass.BAD_REPLY, "no JSON object", "bad_json", status=200))
-        usage = _usage(data.get("usage"))
-        rows = data.get("choices")
-        if data.get("error") and not rows:
-            raise CallFailed(self._clean(classify_body(data["error"])), usage)
-        if not isinstance(rows, list) or not rows:
-            raise CallFailed(
-                _error(ErrorClass.BAD_REPLY, "the answer has no choices", "no_choices", status=200),
-                usage,
-            )
-        choices = [_choice(row) for row in rows]
-        if any(c is None for c in choices):
-            error = _error(ErrorClass.BAD_REPLY, "a choice without content", "null_content")
-            raise CallFailed(error, usage)
-        model = data.get("model")
-        return Reply(
-            [c for c in choices if c is not None],
-            usage,
-            model if isinstance(model, str) else "",
-            seconds,
+    def _refusal(self, response: requests.Response, raw: bytes, path: str) -> CallError:
+        status = response.status_code
+        if 300 <= status < 400:
+            where = excerpt(self._scrub_text(response.headers.get("Location", "nowhere")), 120)
+            text = f"{status}: {self.url} redirects to {where}; not followed"
+            return _error(ErrorClass.MISCONFIGURED, text, "redirect", status=status)
+        text = raw.decode("utf-8", "replace")
+        error = classify_status(status, decode(raw), text, response.headers, time.time())
+        if error.reason in ("not_found", "html", "unexpected_status"):
+            named = excerpt(f"{self.url}{path}: {error.message}")
+            return msgspec.structs.replace(error, message=named)
+        return error
+
+    def _no_json(self, raw: bytes) -> CallError:
+        text = self._scrub(raw).decode("utf-8", "replace").strip()
+        if text[:1] == "<":
+            words = f"{self.url} answers with a web page: {excerpt(text, 80)}"
+            return _error(ErrorClass.MISCONFIGURED, words, "html", status=200)
+        if not text:
+            return _error(ErrorClass.BAD_REPLY, "an empty answer", "empty", status=200)
+        return _error(
+            ErrorClass.BAD_REPLY, f"no JSON: {excerpt(text, 120)}", "bad_json", status=200
         )
 
-    def _clean(self, error: CallError) -> CallError:
-        """No key in an error's text, whatever the server echoes."""
-        key = self._endpoint.key
-        if key and key in error.message:
-            return msgspec.structs.replace(error, message=error.message.replace(key, "***"))
-        return error
+    def _scrub(self, raw: bytes) -> bytes:
+        """No key in an error's text, whatever the server echoes; before it is cut anywhere."""
+        return raw.replace(self._key.encode(), b"***") if self._key else raw
+
+    def _scrub_text(self, text: str) -> str:
+        return text.replace(self._key, "***") if self._key else text
+
+    def _cleaned(self, error: CallError) -> CallError:
+        return msgspec.structs.replace(error, message=self._scrub_text(error.message))
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether a proxy could only lead elsewhere."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _limit_reads(response: requests.Response, seconds: float) -> None:
     """Let no single read outlast the call."""
-    connection = getattr(response.raw, "connection", None) or getattr(
-        response.raw, "_connection", None
-    )
-    sock = getattr(connection, "sock", None)
-    if sock is not None:
+    raw = response.raw
+    sock = getattr(getattr(raw, "connection", None), "sock", None)
+    if sock is None:  # a connection that closes after the answer has let go of its socket
+        file = getattr(getattr(raw, "_fp", None), "fp", None)
+        sock = getattr(getattr(file, "raw", None), "_sock", None)
+    if isinstance(sock, socket.socket) and sock.fileno() >= 0:
         sock.settimeout(max(0.001, seconds))
 
 
@@ -245,116 +236,101 @@ def _error(kind: ErrorClass, message: str, reason: str, **fields: Any) -> CallEr
     return CallError(error=kind, message=excerpt(message), reason=reason, **fields)
 
 
+def _causes(e: BaseException) -> Iterator[BaseException]:
+    """An exception and all that it wraps; urllib3 and requests wrap in four ways."""
+    waiting: list[object] = [e]
+    seen: list[BaseException] = []
+    while waiting and len(seen) < CAUSES_MAX:
+        one = waiting.pop(0)
+        if not isinstance(one, BaseException) or any(one is s for s in seen):
+            continue
+        seen.append(one)
+        yield one
+        waiting += [*one.args, getattr(one, "reason", None), one.__cause__, one.__context__]
+
+
+#: Kinds of trouble below HTTP, the first that is found in the chain of causes decides.
+_TROUBLE: Final[tuple[tuple[tuple[type[BaseException], ...], ErrorClass, str, str], ...]] = (
+    (
+        (ssl.SSLEOFError, ssl.SSLZeroReturnError),
+        ErrorClass.TRANSIENT,
+        "reset",
+        "the connection broke",
+    ),
+    (
+        (ssl.SSLError, requests.exceptions.SSLError, urllib3.exceptions.SSLError),
+        ErrorClass.MISCONFIGURED,
+        "tls",
+        "TLS",
+    ),
+    (
+        (socket.gaierror, urllib3.exceptions.NameResolutionError),
+        ErrorClass.TRANSIENT,
+        "dns",
+        "the host name is not known",
+    ),
+    (
+        (
+            requests.exceptions.InvalidURL,
+            requests.exceptions.InvalidSchema,
+            requests.exceptions.MissingSchema,
+            requests.exceptions.InvalidHeader,
+            urllib3.exceptions.LocationValueError,
+        ),
+        ErrorClass.MISCONFIGURED,
+        "bad_url",
+        "no usable URL",
+    ),
+    ((http.client.IncompleteRead,), ErrorClass.BAD_REPLY, "cut", "the answer was cut off"),
+    (
+        (urllib3.exceptions.DecodeError,),
+        ErrorClass.BAD_REPLY,
+        "bad_encoding",
+        "the answer cannot be decompressed",
+    ),
+    (
+        (requests.exceptions.ConnectTimeout, urllib3.exceptions.ConnectTimeoutError),
+        ErrorClass.TRANSIENT,
+        "connect",
+        "no connection in time",
+    ),
+    (
+        (requests.exceptions.Timeout, urllib3.exceptions.TimeoutError, TimeoutError),
+        ErrorClass.TRANSIENT,
+        "timeout",
+        "no complete answer in time",
+    ),
+    (
+        (ConnectionRefusedError, urllib3.exceptions.NewConnectionError),
+        ErrorClass.TRANSIENT,
+        "connect",
+        "no connection",
+    ),
+    (
+        (http.client.RemoteDisconnected, ConnectionError),
+        ErrorClass.TRANSIENT,
+        "reset",
+        "the connection broke",
+    ),
+    (
+        (http.client.HTTPException,),
+        ErrorClass.MISCONFIGURED,
+        "not_http",
+        "the answer is no HTTP",
+    ),
+)
+
+
 def _transport_error(e: Exception) -> CallError:
     """No HTTP answer came, or it broke off."""
+    causes = list(_causes(e))
     text = f"{type(e).__name__}: {e}"
-    low = text.lower()
-    kind, answered = ErrorClass.TRANSIENT, False
-    if isinstance(e, requests.exceptions.SSLError) or "certificate" in low or "ssl" in low:
-        return _error(ErrorClass.MISCONFIGURED, f"TLS: {text}", "tls", answered=False)
-    if isinstance(e, requests.exceptions.InvalidURL | requests.exceptions.MissingSchema):
-        return _error(ErrorClass.MISCONFIGURED, text, "bad_url", answered=False)
-    if "name or service not known" in low or "resolve" in low or "getaddrinfo" in low:
-        reason = "dns"
-    elif isinstance(e, requests.exceptions.ConnectTimeout):
-        reason = "connect"
-    elif isinstance(e, requests.exceptions.Timeout) or "timed out" in low or "timeout" in low:
-        reason = "timeout"
-    elif "refused" in low or "newconnectionerror" in low or "unreachable" in low:
-        reason = "connect"
-    elif "incompleteread" in low or "incomplete read" in low:
-        reason = "cut"
-    else:
-        reason = "reset"
-    return _error(kind, _plain(text, reason), reason, answered=answered)
-
-
-def _plain(text: str, reason: str) -> str:
-    words = {
-        "connect": "connection refused",
-        "timeout": "no complete answer in time",
-        "dns": "the host name is not known",
-        "cut": "the answer was cut off",
-        "reset": "the connection broke",
-    }
-    return f"{words[reason]} ({text})"
-
-
-def _without_comments(raw: bytes) -> bytes:
-    """Some proxies send `: comment` lines before the JSON."""
-    start = raw.find(b"{")
-    return raw[start:] if start > 0 else raw
-
-
-def _choice(row: Any) -> Choice | None:
-    message = row.get("message") if isinstance(row, dict) else None
-    if not isinstance(message, dict):
-        return None
-    reason = row.get("finish_reason")
-    reason = reason if isinstance(reason, str) else "stop"
-    refusal = message.get("refusal")
-    refusal = refusal if isinstance(refusal, str) else ""
-    content = message.get("content")
-    if isinstance(content, list):
-        texts = [p.get("text") for p in content if isinstance(p, dict)]
-        content = "".join(t for t in texts if isinstance(t, str))
-    if content is None and (refusal or reason in ("length", "content_filter")):
-        content = ""
-    if not isinstance(content, str):
-        return None
-    return Choice(_LONE_SURROGATES.sub("\ufffd", content), reason, refusal)
-
-
-def _usage(data: Any) -> Usage:
-    data = data if isinstance(data, dict) else {}
-    completion = data.get("completion_tokens_details")
-    prompt = data.get("prompt_tokens_details")
-    return Usage(
-        input_tokens=_count(data.get("prompt_tokens")),
-        output_tokens=_count(data.get("completion_tokens")),
-        reasoning_tokens=_count(completion.get("reasoning_tokens"))
-        if isinstance(completion, dict)
-        else 0,
-        cached_tokens=_count(prompt.get("cached_tokens")) if isinstance(prompt, dict) else 0,
-    )
-
-
-def _count(value: Any) -> int:
-    try:
-        return max(0, int(value))
-    except (TypeError, ValueError, OverflowError):
-        return 0
-
-
-def _retry_after(headers: Any) -> float | None:
-    """Seconds to wait: Retry-After (seconds or a date), else the largest reset of a spent limit."""
-    value = headers.get("Retry-After")
-    waits: list[float] = []
-    if value:
-        try:
-            waits.append(float(value))
-        except ValueError:
-            with contextlib.suppress(ValueError, TypeError):
-                waits.append(parsedate_to_datetime(value).timestamp() - time.time())
-    if not waits:
-        for what in ("requests", "tokens"):
-            if headers.get(f"x-ratelimit-remaining-{what}", "0").strip() in ("0", ""):
-                seconds = duration(headers.get(f"x-ratelimit-reset-{what}", ""))
-                if seconds:
-                    waits.append(seconds)
-    positive = [w for w in waits if w > 0]
-    return min(max(positive), RETRY_AFTER_MAX) if positive else None
-
-
-def duration(text: str) -> float | None:
-    """`6m0s`, `120ms`, `1h2m`, or plain seconds; None for anything else."""
-    text = text.strip()
-    try:
-        return float(text)
-    except ValueError:
-        pass
-    match = _DURATION.fullmatch(text)
-    if not match or not any(match.groups()):
-        return None
-    days, hours, minutes, seconds, millis = (float(g) if g else 0.0 for g in match.groups())
-    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds + millis / 1000
+    if not isinstance(e, requests.RequestException) and "TLS" in text:
+        return _error(ErrorClass.MISCONFIGURED, text, "tls", answered=False)  # no such CA file
+    if "Tunnel connection failed" in text:
+        return _error(ErrorClass.MISCONFIGURED, f"proxy: {text}", "proxy", answered=False)
+    for types, kind, reason, words in _TROUBLE:
+        if any(isinstance(cause, types) for cause in causes):
+            answered = kind is ErrorClass.BAD_REPLY
+            return _error(kind, f"{words} ({text})", reason, answered=answered)
+    return _error(ErrorClass.TRANSIENT, f"the connection broke ({text})", "reset", answered=False)

@@ -10,7 +10,7 @@ from typing import Any
 from rsd.messages import Completion, Decoding, Generate, Generated, LeaseId, Prepare, Prepared
 from rsd.workers import images
 from rsd.workers.endpoint import chat_body
-from rsd.workers.process import Worker
+from rsd.workers.process import Worker, token_cap
 
 
 def main(inbox: Connection, outbox: Connection, name: str, slots: int) -> None:
@@ -41,7 +41,8 @@ def prepare(worker: Worker, lease: LeaseId, task: Prepare) -> Prepared:
 def generate(worker: Worker, lease: LeaseId, task: Generate) -> Generated:
     """One chat completion. Raises CallFailed."""
     url = worker.pictures.url(worker.spool, task.sha256, reduced=task.reduced)
-    body = chat_body(task.model, url, task.prompt, parameters(task))
+    detail = "detail" not in task.profile.drop
+    body = chat_body(task.model, url, task.prompt, parameters(task), detail=detail)
     reply = worker.client(task.endpoint).chat(body)
     return Generated(
         lease=lease,
@@ -70,7 +71,8 @@ def parameters(task: Generate) -> dict[str, Any]:
         "seed": task.seed,
     }
     sent = {k: v for k, v in wanted.items() if k not in task.profile.drop}
-    sent[task.profile.token_parameter] = task.max_tokens
-    if len(task.samples) > 1:
+    sent[task.profile.token_parameter] = token_cap(task.max_tokens, task.profile)
+    # vLLM refuses n at temperature 0; fewer answers than asked are completed by the brain.
+    if len(task.samples) > 1 and task.profile.multiple and params.temperature > 0:
         sent["n"] = len(task.samples)
     return sent

@@ -12,9 +12,10 @@ from rsd.messages import Graded, Judge, Judgement, LeaseId
 from rsd.profiles import is_reasoning
 from rsd.vocabulary import CallError
 from rsd.workers import judging, scores
-from rsd.workers.endpoint import CallFailed, Reply, chat_body
-from rsd.workers.process import Worker
+from rsd.workers.endpoint import chat_body
+from rsd.workers.process import Worker, token_cap
 from rsd.workers.refusals import excerpt
+from rsd.workers.replies import CallFailed, Reply
 
 log = logging.getLogger(__name__)
 
@@ -28,11 +29,12 @@ def judge(worker: Worker, lease: LeaseId, task: Judge) -> Graded:
     """One grading call. Raises CallFailed."""
     question = judging.question(task)
     url = worker.pictures.url(worker.spool, task.sha256, reduced=task.reduced)
-    body = chat_body(task.model, url, question.text, parameters(task, question))
+    detail = "detail" not in task.profile.drop
+    body = chat_body(task.model, url, question.text, parameters(task, question), detail=detail)
     reply = worker.client(task.endpoint).chat(body)
     return Graded(
         lease=lease,
-        judgements=judgements(reply, question),
+        judgements=judgements(reply, question, token_cap(task.max_tokens, task.profile)),
         usage=reply.usage,
         seconds=reply.seconds,
         model=reply.model or task.model,
@@ -48,32 +50,37 @@ def parameters(task: Judge, question: judging.Question) -> dict[str, Any]:
     if task.reasoning_effort:
         wanted["reasoning_effort"] = task.reasoning_effort
     sent = {k: v for k, v in wanted.items() if k not in task.profile.drop}
-    sent[task.profile.token_parameter] = task.max_tokens
-    form = judging.response_format(task.profile.response_format, question)
+    sent[task.profile.token_parameter] = token_cap(task.max_tokens, task.profile)
+    form = judging.response_format(task.profile.response_format, listwise=question.listwise)
     if form is not None:
         sent["response_format"] = form
     return sent
 
 
-def judgements(reply: Reply, question: judging.Question) -> tuple[Judgement, ...]:
+def judgements(reply: Reply, question: judging.Question, cap: int) -> tuple[Judgement, ...]:
     """The scores of a reply. Raises CallFailed when there is none: an error is never a score."""
     choice = reply.choices[0]
-    if choice.refusal or choice.finish_reason == "content_filter":
-        text = choice.refusal or "the content filter stopped the grade"
-        raise CallFailed(_error(ErrorClass.REFUSED, text, "refusal"), reply.usage)
+    if choice.refusal:
+        raise CallFailed(_error(ErrorClass.REFUSED, choice.refusal, "refusal"), reply.usage)
+    if choice.finish_reason == "content_filter":
+        text = "the content filter stopped the grade"
+        raise CallFailed(_error(ErrorClass.REFUSED, text, "content_filter"), reply.usage)
     if choice.finish_reason == "length":
-        used, thought = reply.usage.output_tokens, reply.usage.reasoning_tokens
-        text = f"the token budget was used up ({used} tokens, {thought} of them by reasoning)"
+        thought = reply.usage.reasoning_tokens or reply.usage.output_tokens
+        text = f"token budget used by reasoning ({thought} of {cap})"
+        if choice.content.strip():
+            text = f"the grade was cut off at its token cap ({reply.usage.output_tokens} of {cap})"
         raise CallFailed(_error(ErrorClass.TRUNCATED, text, "truncated"), reply.usage)
     if question.listwise:
         found = scores.listwise(choice.content, list(question.ids))
         why = "no score of the list can be read"
     else:
-        score = scores.pointwise(choice.content)
+        score = scores.pointwise(choice.content, question.ids[judging.ONLY].content)
         found = {judging.ONLY: score} if isinstance(score, scores.Score) else {}
         why = score.why if isinstance(score, scores.Unparsable) else ""
-    if not found:
+    if len(found) < len(question.ids):
         log.warning("unparsable grade (%s): %s", why, excerpt(choice.content))
+    if not found:
         raise CallFailed(_error(ErrorClass.BAD_REPLY, why, "unparsable"), reply.usage)
     return tuple(
         Judgement(

@@ -7,10 +7,10 @@ tokens and of anything that looks like a fence. What is stored is never touched.
 
 from __future__ import annotations
 
-import random
 import re
 import secrets
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any, Final
 
 from rsd.config import LISTWISE, POINTWISE
@@ -20,14 +20,20 @@ from rsd.messages import Answer, Judge
 ANSWER_MAX: Final = 50_000
 #: Id of the only candidate of a pointwise call.
 ONLY: Final = "A"
-#: Letters of listwise ids: no digits, so that an id is never taken for a rank or a score.
+#: Characters of listwise ids: no vowels (no words), none that look alike.
 _LETTERS: Final = "BCDFGHJKLMNPQRSTVWXZ"
+_TAIL: Final = _LETTERS + "3456789"
+#: Stands for what was taken out. Nothing that is matched below holds this character, so that what
+#: is left and right of it never grows together into a new token.
+_GAP: Final = "…"
 
 _CONTROL = re.compile(
-    r"<\|[^|<>\n]{1,40}\|>|\[/?INST\]|<</?SYS>>|</?s>|<(start|end)_of_turn>|<image>|"
-    r"<\uff5c[^<>\n]{1,40}\uff5c>"
+    r"<\|[^|<>\n…]{1,60}\|>|<\uff5c[^<>\n…]{1,60}\uff5c>|\[/?INST\]|\[/?(?:SYSTEM|TOOL)[A-Z_]*\]|"
+    r"<</?SYS>>|</?s>|</?(?:bos|eos|image|img|video)>|<(?:start|end)_of_(?:turn|image)>|"
+    r"</?think(?:ing)?>",
+    re.IGNORECASE,
 )
-_FENCE = re.compile(r"</?\s*answer\b[^>\n]*>", re.IGNORECASE)
+_FENCE = re.compile(r"<\s*/?\s*answer\b[^<>\n…]*>?", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,32 +46,48 @@ class Question:
 
 
 def question(task: Judge, nonce: str | None = None) -> Question:
-    """Build the text. The order of a listwise call comes from the task's shuffle seed, ids too; the
-    nonce is random (given only by tests).
+    """Build the text. Order and ids of a listwise call come from the task's shuffle seed; the nonce
+    is random (given only by tests).
     """
     nonce = nonce or secrets.token_hex(8)
     listwise = LISTWISE in task.template
-    answers = list(task.answers)
     if listwise:
-        order = random.Random(task.shuffle_seed)
-        order.shuffle(answers)
-        letters = ["".join(order.sample(_LETTERS, 2)) for _ in range(4 * len(answers))]
-        names = list(dict.fromkeys(letters))[: len(answers)]
+        answers = sorted(task.answers, key=lambda a: _digest(task.shuffle_seed, "order", a.index))
+        names = _names(task.shuffle_seed, len(answers))
     else:
-        names = [ONLY]
+        answers, names = list(task.answers), [ONLY]
     ids = dict(zip(names, answers, strict=True))
     fenced = "\n\n".join(_fenced(name, a.content, nonce) for name, a in ids.items())
-    before, _, after = task.template.partition(LISTWISE if listwise else POINTWISE)
-    rules = _rules(list(ids), nonce, listwise)
-    return Question(f"{before}{fenced}{after}\n\n{rules}", ids, listwise)
+    # Split and joined, so that what is put in is never searched for placeholders itself.
+    filled = fenced.join(task.template.split(LISTWISE if listwise else POINTWISE))
+    return Question(f"{filled}\n\n{_rules(list(ids), nonce, listwise)}", ids, listwise)
+
+
+def _digest(*parts: object) -> bytes:
+    return blake2b(repr(parts).encode(), digest_size=16).digest()
+
+
+def _names(seed: str, count: int) -> list[str]:
+    """Different random ids; they tell nothing of rank, index or prompt."""
+    names: dict[str, None] = {}
+    number = 0
+    while len(names) < count:
+        digest = _digest(seed, "id", number)
+        tail = "".join(_TAIL[b % len(_TAIL)] for b in digest[1:4])
+        names[_LETTERS[digest[0] % len(_LETTERS)] + tail] = None
+        number += 1
+    return list(names)
 
 
 def shown(content: str, nonce: str) -> str:
     """A candidate as the judge sees it."""
-    text = _FENCE.sub("", _CONTROL.sub("", content)).replace(nonce, "")
-    if len(text) > ANSWER_MAX:
-        text = text[:ANSWER_MAX] + "\n[cut here: the answer is too long]"
-    return "".join(c if c.isprintable() or c in "\n\t" else " " for c in text)
+    text = content[:ANSWER_MAX]
+    text = "".join(c if c.isprintable() or c in "\n\t" else " " for c in text)
+    text = text.replace(nonce, _GAP)
+    text = _FENCE.sub(_GAP, _CONTROL.sub(_GAP, text))
+    if len(content) > ANSWER_MAX:
+        text += "\n[cut here: the answer is too long]"
+    return text
 
 
 def _fenced(name: str, content: str, nonce: str) -> str:
@@ -93,11 +115,12 @@ def _rules(names: list[str], nonce: str, listwise: bool) -> str:
     return f"{data} {form}"
 
 
-def response_format(level: str, question_: Question) -> dict[str, Any] | None:
+def response_format(level: str, *, listwise: bool) -> dict[str, Any] | None:
     """The `response_format` of a rung of the ladder; None asks in words only.
 
     The schema keeps to the strict subset that OpenAI-compatible servers share: every property
-    required, no others, no numeric bounds (the range is checked by `scores.py`).
+    required, no others, no numeric bounds (the range is checked by `scores.py`). It is the same in
+    every call, the ids are not in it: servers compile a new schema when they first see it.
     """
     if level == "json_object":
         return {"type": "json_object"}
@@ -105,10 +128,8 @@ def response_format(level: str, question_: Question) -> dict[str, Any] | None:
         return None
     score: dict[str, Any] = {"type": "number"}
     text: dict[str, Any] = {"type": "string"}
-    if question_.listwise:
-        entry = _object(
-            {"id": {**text, "enum": list(question_.ids)}, "explanation": text, "score": score}
-        )
+    if listwise:
+        entry = _object({"id": text, "explanation": text, "score": score})
         schema = _object({"results": {"type": "array", "items": entry}})
     else:
         schema = _object({"explanation": text, "score": score})

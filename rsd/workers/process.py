@@ -25,6 +25,7 @@ from rsd.messages import (
     Configure,
     Crashed,
     Drop,
+    Endpoint,
     Failed,
     Lease,
     LeaseId,
@@ -36,10 +37,13 @@ from rsd.messages import (
     WorkerReady,
     to_worker_decoder,
 )
+from rsd.profiles import is_reasoning
 from rsd.queues import Mailbox
-from rsd.vocabulary import CallError
+from rsd.vocabulary import CallError, Profile
 from rsd.workers import images
-from rsd.workers.endpoint import CallFailed, Client, Reply, chat_body
+from rsd.workers.endpoint import Client, chat_body
+from rsd.workers.refusals import excerpt
+from rsd.workers.replies import CallFailed, Reply
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +51,19 @@ log = logging.getLogger(__name__)
 CACHE_BYTES = 64 * 1024 * 1024
 #: Longest answer to a probe, in tokens: enough for a few words, too few to cost anything.
 PROBE_TOKENS = 16
+#: Longest traceback that is sent to the hub, in characters; its end says most.
+TRACEBACK_MAX = 8_000
 #: Sampling parameters that make two seeds differ, if seeds take effect at all.
 LIVELY = {"temperature": 1.0, "top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
+#: Seeds of the tiny completions that show whether seeds take effect.
+SEEDS = (1, 1, 2)
+#: Errors of a tiny completion that only a server at work can give.
+AT_WORK = {
+    ErrorClass.UNSUPPORTED,
+    ErrorClass.TOO_BIG,
+    ErrorClass.REFUSED,
+    ErrorClass.TRUNCATED,
+}
 
 Handler = Callable[["Worker", LeaseId, Any], msgspec.Struct]
 
@@ -58,37 +73,34 @@ class Pictures:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # call threads share it
+        self._encoding = threading.Lock()
         self._urls: OrderedDict[str, bytes] = OrderedDict()
         self._bytes = 0
 
     def url(self, spool: Path, sha256: str, *, reduced: bool) -> bytes:
         """The data URL of a picture. Raises CallFailed when its spool file is gone."""
         key = f"{sha256}:half" if reduced else sha256
+        found = self._known(key)
+        if found is not None:
+            return found
+        with self._encoding:  # threads that want the same picture wait for the first of them
+            found = self._known(key)
+            if found is not None:
+                return found
+            url = _data_url(spool / sha256, reduced)
+            with self._lock:
+                self._urls[key] = url
+                self._bytes += len(url)
+                while self._bytes > CACHE_BYTES and len(self._urls) > 1:
+                    self._bytes -= len(self._urls.popitem(last=False)[1])
+        return url
+
+    def _known(self, key: str) -> bytes | None:
         with self._lock:
             found = self._urls.get(key)
             if found is not None:
                 self._urls.move_to_end(key)
-                return found
-        try:
-            data = (spool / sha256).read_bytes()
-        except FileNotFoundError:
-            raise CallFailed(
-                CallError(
-                    error=ErrorClass.TRANSIENT,
-                    message="the prepared picture is gone and is made again",
-                    reason="spool_missing",
-                )
-            ) from None
-        if reduced:
-            data = images.halved(data)
-        url = b"data:%s;base64,%s" % (images.media_type(data).encode(), base64.b64encode(data))
-        with self._lock:
-            if key not in self._urls:
-                self._urls[key] = url
-                self._bytes += len(url)
-            while self._bytes > CACHE_BYTES and len(self._urls) > 1:
-                self._bytes -= len(self._urls.popitem(last=False)[1])
-        return url
+            return found
 
     def drop(self, sha256: str) -> None:
         """This picture is not needed any more."""
@@ -97,6 +109,22 @@ class Pictures:
                 url = self._urls.pop(key, None)
                 if url is not None:
                     self._bytes -= len(url)
+
+
+def _data_url(path: Path, reduced: bool) -> bytes:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise CallFailed(
+            CallError(
+                error=ErrorClass.TRANSIENT,
+                message="the prepared picture is gone and is made again",
+                reason="spool_missing",
+            )
+        ) from None
+    if reduced:
+        data = images.halved(data)
+    return b"data:%s;base64,%s" % (images.media_type(data).encode(), base64.b64encode(data))
 
 
 class Worker:
@@ -156,17 +184,33 @@ class Worker:
 
     def _configure(self, configuration: Configure) -> None:
         first = self.configuration is None
-        if first:
-            logs.forward(self.mailbox.reply, configuration.log_level)
-        self._clients = {e.url: Client(e, self._slots) for e in configuration.endpoints}
+        logs.forward(self.mailbox.reply, configuration.log_level)
+        before = self._clients
+        self._clients = {e.url: self._client_of(e, before) for e in configuration.endpoints}
         self.configuration = configuration
         if first:
             self.mailbox.reply(WorkerReady(pid=os.getpid()))
 
+    def _client_of(self, endpoint: Endpoint, before: dict[str, Client]) -> Client:
+        known = before.get(endpoint.url)
+        return known if known and known.endpoint == endpoint else Client(endpoint, self._slots)
+
     def _serve(self, leases: queue.SimpleQueue[Lease]) -> None:
         while True:
             lease = leases.get()
-            self.mailbox.reply(self._answer(lease.lease, lease.task))
+            reply = self._answer(lease.lease, lease.task)
+            try:
+                self.mailbox.reply(reply)
+            except Exception:  # a reply that is no JSON must not cost this thread
+                self.mailbox.reply(self._crashed(lease.lease))
+
+    def _crashed(self, lease: LeaseId) -> Crashed:
+        text = traceback.format_exc()
+        for client in list(self._clients.values()):
+            if client.endpoint.key:
+                text = text.replace(client.endpoint.key, "***")
+        safe = text.encode("utf-8", "backslashreplace").decode()
+        return Crashed(lease=lease, traceback=safe[-TRACEBACK_MAX:])
 
     def _answer(self, lease: LeaseId, task: Task) -> msgspec.Struct:
         began = time.monotonic()
@@ -179,60 +223,83 @@ class Worker:
         except images.BadImage as e:
             return Failed(lease=lease, error=e.error, seconds=time.monotonic() - began)
         except Exception:
-            return Crashed(lease=lease, traceback=traceback.format_exc())
+            return self._crashed(lease)
+
+
+def token_cap(tokens: int, profile: Profile) -> int:
+    """The cap to send, in tokens: what is wanted, times what this model was found to need."""
+    return max(1, int(tokens * profile.max_tokens_factor))
 
 
 def probe(worker: Worker, lease: LeaseId, task: Probe) -> Probed:
-    """Models first (that finds a wrong key or address), then a tiny completion (credit, path)."""
+    """Models first (that finds a wrong key or address), then a tiny completion (credit, path).
+    Raises CallFailed.
+    """
     client = worker.client(task.endpoint)
     names: tuple[str, ...] = ()
-    length = None
+    lengths: dict[str, int] = {}
     try:
         models = client.models()
-        names, length = models.names, models.max_model_len
+        names, lengths = models.names, models.lengths
     except CallFailed as e:
-        listing = e.error.reason in ("not_found", "html") and e.error.status in (404, 405)
-        if not (listing and task.model):
+        if not (task.model and e.error.status in (404, 405)):  # some servers have no such listing
             raise
     model = _resolve(task, names)
-    parameters: dict[str, Any] = {task.profile.token_parameter: PROBE_TOKENS}
-    client.chat(chat_body(model, None, "Say: ready.", parameters))
-    warning = _try_sampling(client, model) if task.sampling else ""
-    return Probed(lease=lease, model=model, models=names, max_model_len=length, warning=warning)
-
-
-def _resolve(task: Probe, names: tuple[str, ...]) -> str:
-    if task.model and (task.model in names or not names):
-        return task.model
-    listed = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-    if task.model and len(names) >= 1 and task.profile.token_parameter == "max_tokens":
-        text = f"the model {task.model} is not served there; served: {listed}"
-    elif task.model:
-        return task.model  # proxies of commercial models list only some of what they take
-    elif len(names) == 1:
-        return names[0]
+    try:
+        first = _say(client, model, task.profile, seed=SEEDS[0] if task.sampling else None)
+    except CallFailed as e:
+        if e.error.error not in AT_WORK:
+            raise
+        warning = f"a tiny completion was refused: {e.error.message}"
+        if e.error.error is ErrorClass.UNSUPPORTED:
+            warning = ""  # the first item adapts the profile
     else:
-        text = f"name the model in the settings; served: {listed or 'none'}"
-    raise CallFailed(
-        CallError(error=ErrorClass.MISCONFIGURED, message=text[:300], reason="no_model")
+        warning = _try_sampling(client, model, task.profile, first) if task.sampling else ""
+    return Probed(
+        lease=lease,
+        model=model,
+        models=names,
+        max_model_len=lengths.get(model),
+        warning=excerpt(warning),
     )
 
 
-def _try_sampling(client: Client, model: str) -> str:
-    """Whether seeds and temperature do anything: the same seed twice, then another."""
-    texts = []
-    for seed in (11, 11, 22):
-        body = chat_body(
-            model,
-            None,
-            "Write six random words.",
-            {**LIVELY, "seed": seed, "max_tokens": PROBE_TOKENS},
-        )
+def _resolve(task: Probe, names: tuple[str, ...]) -> str:
+    """The model to ask for. Raises CallFailed when it is not served, or not the only one."""
+    if task.model and (task.model in names or not names or is_reasoning(task.model)):
+        return task.model  # proxies of commercial models list only some of what they take
+    if not task.model and len(names) == 1:
+        return names[0]
+    listed = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+    if task.model:
+        text = f"the model {task.model} is not served there; served: {listed}"
+    else:
+        text = f"name the model in the settings; served: {listed or 'none'}"
+    raise CallFailed(
+        CallError(error=ErrorClass.MISCONFIGURED, message=excerpt(text), reason="no_model")
+    )
+
+
+def _say(client: Client, model: str, profile: Profile, *, seed: int | None) -> Reply:
+    """A tiny completion without a picture."""
+    wanted: dict[str, Any] = {} if seed is None else {**LIVELY, "seed": seed}
+    sent = {k: v for k, v in wanted.items() if k not in profile.drop}
+    sent[profile.token_parameter] = PROBE_TOKENS
+    return client.chat(chat_body(model, None, "Write six random words.", sent))
+
+
+def _try_sampling(client: Client, model: str, profile: Profile, first: Reply) -> str:
+    """Whether seeds and temperature do anything: the same seed again, then another."""
+    if "seed" in profile.drop or "temperature" in profile.drop:
+        return ""
+    texts = [first.choices[0].content]
+    for seed in SEEDS[1:]:
         try:
-            reply: Reply = client.chat(body)
+            texts.append(_say(client, model, profile, seed=seed).choices[0].content)
         except CallFailed as e:
             return f"sampling parameters could not be tried: {e.error.message}"
-        texts.append(reply.choices[0].content)
+    if not all(texts):
+        return ""  # a reasoning model spent the tokens on thoughts: nothing can be seen
     if texts[0] == texts[1] == texts[2]:
         return "different seeds give the same answer: sampling parameters may take no effect"
     if texts[0] != texts[1]:

@@ -7,13 +7,12 @@ always the sum of the seven classes.
 from __future__ import annotations
 
 from collections.abc import Callable
+from statistics import fmean
 from typing import Any
-
-import msgspec
 
 from rsd import facts as f
 from rsd.messages import Stats
-from rsd.vocabulary import Candidate, ImageId, image_id, path_key
+from rsd.vocabulary import CallError, Candidate, Grade, ImageId, image_id, path_key
 from rsd.writer.records import (
     ACTIVE,
     CLASSES,
@@ -24,6 +23,7 @@ from rsd.writer.records import (
     QUEUED,
     REPLACED,
     WITHDRAWN,
+    Applied,
     FailureRecord,
     ImageRecord,
     OutboxRecord,
@@ -34,7 +34,7 @@ from rsd.writer.records import (
     key32,
     key64,
 )
-from rsd.writer.store import Transaction, class_key
+from rsd.writer.store import Transaction, class_key, decode
 from rsd.writer.tallies import Tallies
 
 
@@ -45,9 +45,10 @@ class Application:
         self.txn = txn
         self.stats: Stats = txn.stats()
         self.tallies = Tallies(txn)
-        self._life = life.encode()
-        last = txn.get("meta", b"applied:" + self._life)
-        self._applied = int(last) if last is not None else 0
+        # Only the latest hub's facts can come again: an older one is dead.
+        last = txn.load("meta", b"applied", Applied)
+        known = last is not None and last.life == life
+        self._applied = last if last is not None and known else Applied(life=life, seq=0)
         self._rules: dict[type, Callable[[Any], None]] = {
             f.ConfigStored: self._config,
             f.ProfileLearned: self._profile,
@@ -68,16 +69,16 @@ class Application:
 
     def apply(self, numbered: f.Numbered) -> None:
         """Apply a fact unless this life's facts up to its number are applied already."""
-        if numbered.seq <= self._applied:
+        if numbered.seq <= self._applied.seq:
             return
-        self._applied = numbered.seq
+        self._applied.seq = numbered.seq
         self._rules[type(numbered.fact)](numbered.fact)
 
     def finish(self) -> Stats:
         """Write counters and the number of the last fact."""
         self.tallies.finish()
         self.txn.put("stats", b"all", self.stats)
-        self.txn.put("meta", b"applied:" + self._life, str(self._applied).encode())
+        self.txn.put("meta", b"applied", self._applied)
         return self.stats
 
     # ------------------------------------------------------------------------------------ helpers
@@ -92,12 +93,16 @@ class Application:
         if status in CLASSES:
             setattr(self.stats, status, getattr(self.stats, status) + by)
 
-    def _move(self, record: ImageRecord, status: str) -> None:
-        """Change an image's class, in the record, the counters and the index."""
+    def _move(self, record: ImageRecord, status: str, reason: str = "") -> None:
+        """Change an image's class: in the record, the counters and the index."""
         self._count(record.status, -1)
+        if record.status == FAILED:
+            self.tallies.count("failed", record.reason, -1)
         self.txn.delete("classes", class_key(record.status, record.image))
-        record.status = status
+        record.status, record.reason, record.message = status, reason, ""
         self._count(status, +1)
+        if status == FAILED:
+            self.tallies.count("failed", reason)
         if status in (FAILED, LOW, HIGH):
             self.txn.put("classes", class_key(status, record.image), b"")
 
@@ -114,11 +119,23 @@ class Application:
             self.txn.delete("backlog", key64(record.queue_seq))
             record.queue_seq = 0
 
-    def _publish(self, image: ImageId, destination: str) -> None:
+    def _file(self, record: ImageRecord, destination: str) -> None:
+        """Say where the image's file belongs from now on; the outbox makes it so."""
+        record.filed = destination
+        self._count_win(record, +1)
         last = self.txn.last_key("outbox")
         seq = int.from_bytes(last, "big") + 1 if last else 1
-        self.txn.put("outbox", key64(seq), OutboxRecord(image=image, destination=destination))
+        row = OutboxRecord(image=record.image, destination=destination)
+        self.txn.put("outbox", key64(seq), row)
         self.stats.outbox += 1
+
+    def _count_win(self, record: ImageRecord, by: int) -> None:
+        """Winners are tallied as long as their result is the one on file."""
+        if record.filed not in (HIGH, LOW) or record.winner is None or record.score is None:
+            return
+        made = self._candidate(record.image, record.winner)
+        if made is not None:
+            self.tallies.won(made, record.score, accepted=record.filed == HIGH, by=by)
 
     def _disown(self, record: ImageRecord) -> None:
         """The owner of a content ends without a result: its oldest duplicate is taken up."""
@@ -128,23 +145,29 @@ class Application:
         if self.txn.get("contents", content) not in (None, key(record.image)):
             return
         self.txn.delete("contents", content)
-        for row, _ in self.txn.scan("duplicates", prefix=content, limit=1):
-            heir = self._image(row[len(content) + 8 :].hex())
+        while rows := self.txn.scan("duplicates", prefix=content, limit=1):
+            row = rows[0][0]
             self.txn.delete("duplicates", row)
-            if heir is not None and heir.status == DUPLICATE:
+            heir = self._image(row[len(content) + 8 :].hex())
+            if heir is not None and heir.status == DUPLICATE and heir.image != record.image:
                 self._move(heir, QUEUED)
-                heir.of = heir.reason = ""
+                heir.of = ""
                 self._queue(heir)
                 self._save(heir)
+                return
 
-    def _end(self, record: ImageRecord, status: str, time: float) -> None:
+    def _end(self, record: ImageRecord, status: str, reason: str, time: float) -> None:
         """An image leaves the active ones (or the queue) for a class."""
         self.txn.delete("active", key(record.image))
-        self._move(record, status)
+        if status == WITHDRAWN and record.filed in (HIGH, LOW):
+            # It was being tried again: a result that exists outlives its picture.
+            self._move(record, record.filed)
+        else:
+            self._move(record, status, reason)
         record.ended_at = time
         if record.recheck:
             record.recheck = False
-            if status == WITHDRAWN:
+            if record.status == WITHDRAWN:
                 self._move(record, QUEUED)
             self._queue(record)
 
@@ -190,7 +213,7 @@ class Application:
         else:
             if record.status == WITHDRAWN:
                 self._move(record, QUEUED)
-                record.continues, record.reason = True, ""
+                record.continues = bool(record.starts)
             self._queue(record)
         self._save(record)
 
@@ -207,48 +230,65 @@ class Application:
         self._unqueue(record)
         record.recheck = False
         if record.status in (QUEUED, ACTIVE):
-            record.reason = "file_removed"
-            self._end(record, WITHDRAWN, fact.time)
-            self._disown(record)
+            self._end(record, WITHDRAWN, "file_removed", fact.time)
+            if record.status == WITHDRAWN:
+                self._disown(record)
         self._save(record)
 
     def _checked(self, fact: f.ImageChecked) -> None:
         record = self._image(fact.image)
-        if record is not None and record.queue_seq == fact.queue_seq:
-            self._unqueue(record)
-            self._save(record)
+        if record is None or record.queue_seq != fact.queue_seq:
+            return
+        self._unqueue(record)
+        if record.status == QUEUED:  # a person asked for it during the check
+            self._queue(record)
+        self._save(record)
 
-    def _replace(self, image: ImageId, by: ImageId, path: bytes, version: int) -> ImageRecord:
+    def _replace(
+        self, image: ImageId, by: ImageId, path: bytes, version: int
+    ) -> ImageRecord | None:
         """New bytes at a path: a new version; the old one's history stays, its class does not."""
-        old = self._image(image)
-        if old is not None:
-            self._unqueue(old)
-            self._disown(old)
-            self._move(old, REPLACED)
-            self._save(old)
+        old = self._image(image) if image else None
+        if old is None or old.status == REPLACED:
+            return None
+        self._unqueue(old)
+        self.txn.delete("active", key(image))
+        self._disown(old)
+        self._count_win(old, -1)
+        filed, old.filed, old.recheck = old.filed, "", False
+        self._move(old, REPLACED, old.reason)
+        self._save(old)
         self.stats.queued += 1
         where = path_key(path)
         known = self.txn.load("paths", where, PathRecord)
         if known is not None:
             known.image = by
             self.txn.put("paths", where, known)
-        enrolled = old.enrolled_at if old is not None else 0.0
         return ImageRecord(
-            image=by, path=path, version=version, status=QUEUED, enrolled_at=enrolled
+            image=by,
+            path=path,
+            version=version,
+            status=QUEUED,
+            enrolled_at=old.enrolled_at,
+            filed=FAILED if filed == FAILED else "",  # goes away when the new bytes start
         )
 
     def _started(self, fact: f.ImageStarted) -> None:
         record = self._image(fact.image)
         if record is None:
             record = self._replace(fact.queued_as, fact.image, fact.path, fact.version)
-        elif record.status != QUEUED:
-            return  # withdrawn or decided while this fact was on its way
+        # A withdrawn image can start when its file went away during the last look at it, and a
+        # failed one when its first bytes could not even be hashed.
+        if record is None or record.status not in (QUEUED, WITHDRAWN, FAILED):
+            return
         self._unqueue(record)
+        if record.filed == FAILED:
+            self._file(record, "")
         self._move(record, ACTIVE)
         record.sha256, record.info, record.config = fact.info.sha256, fact.info, fact.config
         record.starts += 1
         record.started_at = fact.time
-        record.continues, record.reason, record.message = False, "", ""
+        record.continues = False
         self.txn.put("active", key(fact.image), b"")
         self.txn.put_new("contents", bytes.fromhex(fact.info.sha256), key(fact.image))
         self._save(record)
@@ -268,75 +308,73 @@ class Application:
 
     def _graded(self, fact: f.CandidateGraded) -> None:
         grade = fact.grade
+        rows = self.txn.scan("grades", prefix=key32(fact.image, grade.index))
+        before = [decode(Grade, value).score for _, value in rows]
         where = grade_key(fact.image, grade.index, grade.number)
-        first = not self.txn.scan("grades", prefix=key32(fact.image, grade.index), limit=1)
         if not self.txn.put_new("grades", where, grade):
             return
         self.stats.grades += 1
         self.stats.grading_time += grade.grading_time
         self.stats.grader_input_tokens += grade.usage.input_tokens
         self.stats.grader_output_tokens += grade.usage.output_tokens
-        if first:
-            self.stats.graded += 1
-            made = self._candidate(fact.image, grade.index)
-            if made is not None:
-                self.tallies.graded(made, grade.score)
+        self.stats.graded += not before
+        made = self._candidate(fact.image, grade.index)
+        if made is not None:
+            after = [*before, grade.score]
+            self.tallies.graded(made, fmean(before) if before else None, fmean(after))
 
     def _candidate(self, image: ImageId, index: int) -> Candidate | None:
-        data = self.txn.get("candidates", key32(image, index))
-        return None if data is None else msgspec.json.decode(data, type=Candidate)
+        return self.txn.load("candidates", key32(image, index), Candidate)
 
     def _sample_failed(self, fact: f.SampleFailed) -> None:
         record = FailureRecord(error=fact.error, time=fact.time)
         if self.txn.put_new("sample_failures", key32(fact.image, fact.index), record):
             self.stats.sample_failures += 1
-            self.tallies.count("sample_failure", fact.error.reason or fact.error.error.value)
+            self.tallies.count("sample_failure", _word(fact.error))
 
     def _grading_failed(self, fact: f.GradingFailed) -> None:
         record = FailureRecord(error=fact.error, time=fact.time)
         where = grade_key(fact.image, fact.index, fact.number)
         if self.txn.put_new("grade_failures", where, record):
             self.stats.grading_failures += 1
-            self.tallies.count("grading_failure", fact.error.reason or fact.error.error.value)
+            self.tallies.count("grading_failure", _word(fact.error))
 
     def _decided(self, fact: f.ImageDecided) -> None:
         record = self._image(fact.image)
         if record is None or fact.decision != record.decision + 1 or record.status != ACTIVE:
             return
+        self._count_win(record, -1)
         record.decision, record.winner = fact.decision, fact.winner
         record.score, record.expected_score = fact.score, fact.expected_score
         record.stop_reason = fact.reason
         status = HIGH if fact.quality == "high" else LOW
-        self._end(record, status, fact.time)
+        self._end(record, status, "", fact.time)
         self.stats.decided += 1
-        made = self._candidate(fact.image, fact.winner)
-        if made is not None:
-            self.tallies.won(made, fact.score, accepted=status == HIGH)
-        self._publish(fact.image, status)
+        self._file(record, status)
         self._save(record)
 
     def _set_aside(self, fact: f.ImageSetAside) -> None:
         record = self._image(fact.image)
         if record is None:
-            if fact.queued_as == fact.image:
-                return
             record = self._replace(fact.queued_as, fact.image, fact.path, fact.version)
-        elif record.status not in (QUEUED, ACTIVE):
+            if record is None:
+                return
+        elif record.status not in (QUEUED, ACTIVE) and (
+            not record.queue_seq or record.queue_seq != fact.queue_seq
+        ):
             return
         self._unqueue(record)
-        record.reason, record.message, record.of = fact.reason, fact.message, fact.of
         record.info = fact.info or record.info
         record.sha256 = fact.sha256 or record.sha256
-        self._end(record, fact.status, fact.time)
+        self._end(record, fact.status, fact.reason, fact.time)
+        record.message, record.of = fact.message, fact.of
+        if record.status in (FAILED, WITHDRAWN):
+            self._disown(record)
         if fact.status == DUPLICATE:
             self._remember_duplicate(record)
-            if record.version:
-                self._publish(fact.image, "")
-        else:
-            self._disown(record)
-        if fact.status == FAILED:
-            self.tallies.count("failed", fact.reason)
-            self._publish(fact.image, FAILED)
+        if fact.status == FAILED or (fact.status == DUPLICATE and (record.filed or record.version)):
+            self._count_win(record, -1)
+            self._file(record, FAILED if fact.status == FAILED else "")
         self._save(record)
 
     def _remember_duplicate(self, record: ImageRecord) -> None:
@@ -352,13 +390,18 @@ class Application:
 
     def _retried(self, fact: f.ImageRetried) -> None:
         record = self._image(fact.image)
-        if record is None or record.status not in (FAILED, LOW, HIGH) or record.queue_seq:
+        if record is None or record.status not in (FAILED, LOW, HIGH):
             return
-        for database in ("sample_failures", "grade_failures"):
-            for row, _ in self.txn.scan(database, prefix=key(fact.image)):
+        for database, counter, kind in (
+            ("sample_failures", "sample_failures", "sample_failure"),
+            ("grade_failures", "grading_failures", "grading_failure"),
+        ):
+            for row, value in self.txn.scan(database, prefix=key(fact.image)):
                 self.txn.delete(database, row)
-        if record.status == FAILED:
-            self._publish(fact.image, "")
+                setattr(self.stats, counter, getattr(self.stats, counter) - 1)
+                self.tallies.count(kind, _word(decode(FailureRecord, value).error), -1)
+        if record.filed == FAILED:
+            self._file(record, "")
         if fact.fresh:
             record.allotment += 1
         record.crashes = 0
@@ -366,3 +409,8 @@ class Application:
         self._move(record, QUEUED)
         self._queue(record)
         self._save(record)
+
+
+def _word(error: CallError) -> str:
+    """What an error is counted under."""
+    return error.reason or error.error.value

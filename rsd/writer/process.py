@@ -7,6 +7,7 @@ kept and tried again, and pings are answered with the reason meanwhile.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import queue
@@ -20,7 +21,7 @@ import msgspec
 
 from rsd import logs
 from rsd.errors import StateError
-from rsd.facts import ImageChecked, ImageDecided, ImageSetAside, Numbered
+from rsd.facts import ImageChecked, ImageDecided, ImageGone, ImageSetAside, Numbered
 from rsd.files import InstanceLock, failpoint, sweep_temporary
 from rsd.messages import (
     BacklogPage,
@@ -50,7 +51,6 @@ from rsd.queues import Mailbox
 from rsd.writer import view
 from rsd.writer.apply import Application
 from rsd.writer.publish import Publisher
-from rsd.writer.records import ACTIVE
 from rsd.writer.store import Store, Transaction
 
 log = logging.getLogger(__name__)
@@ -72,12 +72,11 @@ def main(inbox: Connection, outbox: Connection) -> None:
     lock = InstanceLock(Path(opening.state_dir) / "writer.lock")
     lock.acquire(blocking=True)
     try:
-        writer = Writer(mailbox, opening)
+        Writer(mailbox, opening).run()
     except (StateError, OSError) as e:
         log.critical("%s", e)
         mailbox.flush()
         os._exit(4)
-    writer.run()
 
 
 class Writer:
@@ -89,18 +88,24 @@ class Writer:
         state = Path(opening.state_dir)
         self._spool = state / "spool"
         self._spool.mkdir(exist_ok=True, mode=0o750)
-        sweep_temporary(state)
-        sweep_temporary(self._spool)
+        if opening.recover:  # under a living hub these may be files that are being written
+            sweep_temporary(state)
+            sweep_temporary(self._spool)
         self._store = Store(state / "lmdb")
         self._publisher = Publisher(self._store, opening)
+        # Bounded by what the hub lets be unacknowledged and unanswered; a bound here would leave
+        # pings behind it unread.
         self._pending: queue.SimpleQueue[ToWriter] = queue.SimpleQueue()
+        self._refused: dict[str, str] = {}  # what cannot be written ("state", "output") -> why
         self._blocked = ""
+        self._output_at = 0.0  # monotonic time of the next try to write results
         self._reader_check = time.monotonic()
         self._stats = Stats()
 
     def run(self) -> None:
         """Open for business, then serve until told to close; ends the process."""
-        self._sweep_spool()
+        if self._opening.recover:
+            self._sweep_spool()
         self._recover()
         threading.Thread(target=self._read, name="inbox", daemon=True).start()
         while True:
@@ -110,14 +115,12 @@ class Writer:
             for query in queries:
                 self._answer(query)
             if close:
-                self._publish(limit=None)
-                self._attempt(lambda: self._publisher.summary(force=True))
+                self._publish_all()
                 self._mailbox.reply(Committed(seq=0, stats=self._stats))
                 self._mailbox.flush()
                 self._store.close()
                 os._exit(0)
-            self._publish(limit=RESULTS_PER_TURN)
-            self._attempt(self._publisher.summary)
+            self._publish()
             self._check_readers()
 
     def _recover(self) -> None:
@@ -130,6 +133,8 @@ class Writer:
                 found = view.recovered(txn, image)
             if found is not None:
                 self._mailbox.reply(found)
+            else:
+                log.error("image %s was active, but its recipe is not stored", image)
         self._mailbox.reply(WriterUp(pid=os.getpid(), stats=self._stats, profiles=profiles))
 
     def _read(self) -> None:
@@ -145,7 +150,9 @@ class Writer:
     def _gather(self) -> tuple[list[Numbered], list[Query], bool]:
         """What is to be done next: facts first, then the questions that came after them."""
         batch: list[Numbered] = []
-        wait = 0.0 if self._publisher.pending else self._publisher.summary_due(time.monotonic())
+        now = time.monotonic()
+        wait = 0.0 if self._publisher.pending else self._publisher.summary_due(now)
+        wait = max(wait, self._output_at - now)
         deadline: float | None = None
         while len(batch) < BATCH:
             try:
@@ -180,7 +187,8 @@ class Writer:
             stats = application.finish()
             failpoint("writer.before-commit")
 
-        self._attempt(lambda: self._store.write(work), until_done=True)
+        while not self._attempt("state", lambda: self._store.write(work)):
+            time.sleep(RETRY_SECONDS)
         failpoint("writer.after-commit")
         self._stats = stats
         self._publisher.committed(stats)
@@ -198,8 +206,12 @@ class Writer:
                     case ImageDecided(image=image) | ImageChecked(image=image):
                         record = view.image_record(txn, image)
                         sha256 = record.sha256 if record is not None else ""
+                    case ImageGone(path=path):
+                        record = view.image_at(txn, path)
+                        sha256 = record.sha256 if record is not None else ""
                 if sha256 and not view.is_active(txn, sha256):
-                    (self._spool / sha256).unlink(missing_ok=True)
+                    with contextlib.suppress(OSError):
+                        (self._spool / sha256).unlink()
 
     def _answer(self, query: Query) -> None:
         with self._store.reading() as txn:
@@ -226,51 +238,52 @@ class Writer:
             case Ping():
                 return Pong(query=query.query, blocked=self._blocked)
 
-    def _publish(self, limit: int | None) -> None:
-        """Write results that are due; a disk that refuses is tried again later."""
-        while self._publisher.pending:
-            done = self._attempt(lambda: self._publisher.drain(RESULTS_PER_TURN))
-            if not done or limit is not None:
-                return
+    def _publish(self) -> None:
+        """Write a few results, and the summary when it is due."""
+        if time.monotonic() >= self._output_at and not self._attempt("output", self._write_some):
+            self._output_at = time.monotonic() + RETRY_SECONDS
 
-    def _attempt(self, work: Callable[[], None], *, until_done: bool = False) -> bool:
-        """Run something that writes. When the disk refuses: say so, keep everything, try again."""
-        while True:
-            try:
-                work()
-            except OSError as e:
-                self._block(e.strerror or str(e))
-                if not until_done:
-                    time.sleep(RETRY_SECONDS)
-                    return False
-                time.sleep(RETRY_SECONDS)
-            else:
-                self._unblock()
-                return True
+    def _write_some(self) -> None:
+        if self._publisher.pending:
+            self._publisher.drain(RESULTS_PER_TURN)
+        self._publisher.summary()
 
-    def _block(self, reason: str) -> None:
-        if not self._blocked:
-            self._mailbox.reply(WriterBlocked(reason=reason))
-        self._blocked = reason
+    def _publish_all(self) -> None:
+        """At the end: all that the disk takes. The rest lies in the outbox for the next start."""
 
-    def _unblock(self) -> None:
-        if self._blocked:
-            self._blocked = ""
-            self._mailbox.reply(WriterBlocked(reason=""))
+        def work() -> None:
+            while self._publisher.pending:
+                self._publisher.drain(RESULTS_PER_TURN)
+            self._publisher.summary(force=True)
+
+        self._attempt("output", work)
+
+    def _attempt(self, what: str, work: Callable[[], None]) -> bool:
+        """Run something that writes. When the disk refuses: say so and keep everything."""
+        try:
+            work()
+        except OSError as e:
+            where = f": {e.filename}" if e.filename else ""
+            self._refused[what] = (e.strerror or str(e)) + where
+        else:
+            self._refused.pop(what, None)
+        before, self._blocked = self._blocked, next(iter(self._refused.values()), "")
+        if bool(before) != bool(self._blocked):
+            self._mailbox.reply(WriterBlocked(reason=self._blocked))
+        return what not in self._refused
 
     def _sweep_spool(self) -> None:
-        """Pictures of images that are not active any more."""
+        """Remove the pictures of images that are not active any more."""
         with self._store.reading() as txn:
             needed = set()
             for image in view.active_images(txn):
                 record = view.image_record(txn, image)
-                if record is not None and record.status == ACTIVE:
+                if record is not None:
                     needed.add(record.sha256)
-        if not self._opening.recover:
-            return  # a living hub has pictures in the spool that are not active yet
         for entry in self._spool.iterdir():
             if entry.name not in needed:
-                entry.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    entry.unlink()
 
     def _check_readers(self) -> None:
         now = time.monotonic()

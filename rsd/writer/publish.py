@@ -6,13 +6,18 @@ harmless; its outbox row is deleted in the transaction after the file is durable
 
 from __future__ import annotations
 
-import contextlib
 import time
 from pathlib import Path
 
 import msgspec
 
-from rsd.files import failpoint, result_name, sweep_temporary, write_atomically
+from rsd.files import (
+    failpoint,
+    result_name,
+    sweep_temporary,
+    sync_directory,
+    write_atomically,
+)
 from rsd.messages import Open, Resettle, Stats
 from rsd.writer import view
 from rsd.writer.records import FAILED, HIGH, LOW, OutboxRecord, Tally
@@ -63,7 +68,7 @@ class Publisher:
             rows = txn.scan("outbox", limit=limit)
         for _, value in rows:
             self._write(decode(OutboxRecord, value))
-        failpoint("writer.after-replace")
+            failpoint("writer.after-replace")
 
         def work(txn: Transaction) -> None:
             stats = txn.stats()
@@ -87,20 +92,34 @@ class Publisher:
             current = view.image_at(txn, record.path)
             if current is not None and current.image != record.image:
                 return  # a newer version of the path has its own row
-            if row.destination and record.status != row.destination:
-                return  # decided anew since: a later row writes it
+            if record.filed != row.destination:
+                return  # a later row says where it belongs now
             seen = view.view(txn, record)
         name = result_name(record.path)
         for folder in FOLDERS:
             if folder != row.destination:
-                with contextlib.suppress(FileNotFoundError):
-                    (self._output / folder / name).unlink()
+                self._remove(self._output / folder / name)
         if not row.destination:
             return
         render = failed_document if row.destination == FAILED else result_document
         document = render(seen, self._config.image_dir)
         data = msgspec.json.format(msgspec.json.encode(document), indent=2)
-        write_atomically(self._output / row.destination / name, data + b"\n")
+        self._put(self._output / row.destination / name, data + b"\n")
+
+    def _remove(self, path: Path) -> None:
+        """Durably: after a power loss an image must not have two results."""
+        try:
+            path.unlink()
+        except FileNotFoundError:
+            return
+        sync_directory(path.parent)
+
+    def _put(self, path: Path, data: bytes) -> None:
+        try:
+            write_atomically(path, data)
+        except FileNotFoundError:  # somebody cleared the output folder away
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, data)
 
     def summary_due(self, now: float) -> float:
         """Seconds that the writer may sleep before the summary is due; `now` is monotonic."""
@@ -126,7 +145,7 @@ class Publisher:
         started = float(first) if first is not None else 0.0
         document = summary_document(stats, tallies, self._config, time.time(), started)
         data = msgspec.json.format(msgspec.json.encode(document), indent=2)
-        write_atomically(self._output / "summary.json", data + b"\n")
+        self._put(self._output / "summary.json", data + b"\n")
         self._written_at, self._changed_at = now, None
         self._summary_ended = self._ended
 

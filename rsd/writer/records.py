@@ -59,6 +59,7 @@ class ImageRecord(Struct, kw_only=True):
     queue_seq: int = 0  #: its row in `backlog`, 0 = none
     recheck: bool = False  #: the file changed while it was active
     continues: bool = False  #: queued again after it was withdrawn in the middle
+    filed: str = ""  #: folder that its file belongs to: HIGH, LOW, FAILED, or "" for none
     enrolled_at: float = 0.0
     started_at: float = 0.0
     ended_at: float = 0.0
@@ -69,6 +70,13 @@ class FailureRecord(Struct, kw_only=True):
 
     error: CallError
     time: float
+
+
+class Applied(Struct, kw_only=True):
+    """`meta` `applied`: the last fact applied, of the hub whose life it was."""
+
+    life: str
+    seq: int
 
 
 class OutboxRecord(Struct, kw_only=True):

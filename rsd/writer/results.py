@@ -61,7 +61,7 @@ def result_document(view: ImageView, image_dir: str) -> dict[str, Any]:
         "image_info": image_info(record, image_dir),
         "best_result": best,
         "all_candidates": entries,
-        "quality": "high" if record.status == HIGH else "low",
+        "quality": "high" if record.filed == HIGH else "low",
         "score_threshold": recipe.score_threshold if recipe else None,
         "expected_score": record.expected_score,
         "stop_reason": record.stop_reason,
@@ -129,6 +129,8 @@ def failed_document(view: ImageView, image_dir: str) -> dict[str, Any]:
         "image_info": image_info(record, image_dir),
         "reason": record.reason,
         "message": record.message,
+        "starts": record.starts,
+        "crashes": record.crashes,
         "candidates": len(view.candidates),
         "errors": [
             {"index": index, **_error(failure.error)}
@@ -204,6 +206,10 @@ def summary_document(
         "per_temperature": _levels(tallies, "temperature"),
         "per_top_p": _levels(tallies, "top_p"),
         "per_top_k": _levels(tallies, "top_k"),
+        "throughput": {
+            "images_per_hour": _ratio(3600 * processed, elapsed),
+            "candidates_per_hour": _ratio(3600 * stats.generated, elapsed),
+        },
         "tokens": tokens,
         "tokens_per_accepted": round(sum(tokens.values()) / accepted, 1) if accepted else None,
         "cost": cost,

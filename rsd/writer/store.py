@@ -57,16 +57,22 @@ NAMES: Final = (
 NETWORK: Final = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "afs", "ceph", "glusterfs"}
 DOUBTFUL: Final = {"9p", "virtiofs", ""}
 
+#: LMDB's ways of saying that the disk, and not the state, is at fault; they may pass.
+DISK_ERRORS: Final = (lmdb.DiskError, lmdb.ReadonlyError, lmdb.MemoryError)
+
 T = TypeVar("T", bound=msgspec.Struct)
 _decoders: dict[type, msgspec.json.Decoder[Any]] = {}
 
 
 def decode(kind: type[T], data: bytes) -> T:
-    """One stored value."""
+    """One stored value. Raises StateError when it is none."""
     decoder = _decoders.get(kind)
     if decoder is None:
         decoder = _decoders[kind] = msgspec.json.Decoder(kind)
-    value: T = decoder.decode(data)
+    try:
+        value: T = decoder.decode(data)
+    except msgspec.DecodeError as e:
+        raise StateError(f"a stored {kind.__name__} is unreadable: {e}") from None
     return value
 
 
@@ -137,7 +143,7 @@ class Transaction:
 class Store:
     """An open environment. Raises StateError when it cannot be used."""
 
-    def __init__(self, path: Path, *, readonly: bool = False) -> None:
+    def __init__(self, path: Path, *, readonly: bool = False, map_size: int = MAP_SIZE) -> None:
         self.path = path
         self.readonly = readonly
         if not readonly:
@@ -148,7 +154,7 @@ class Store:
         try:
             self._env = lmdb.open(
                 str(path),
-                map_size=MAP_SIZE,
+                map_size=map_size,
                 max_dbs=len(NAMES) + 4,
                 max_readers=READERS,
                 readonly=readonly,
@@ -158,12 +164,22 @@ class Store:
             )
         except lmdb.Error as e:
             raise StateError(f"{path}: cannot be opened as LMDB: {e}") from None
+        self._refuse_foreign()
         self._databases = self._open_databases()
         if not readonly:
             self._env.reader_check()
             self._migrate()
         else:
             self._check_schema()
+
+    def _refuse_foreign(self) -> None:
+        """Never write into an LMDB environment that somebody else made."""
+        try:
+            if self.readonly or not self._env.stat()["entries"]:
+                return
+            self._env.open_db(NAMES[0].encode(), create=False)
+        except lmdb.Error:
+            raise StateError(f"{self.path}: holds LMDB data that is not rsd's") from None
 
     def _open_databases(self) -> dict[str, Any]:
         # Handles are opened outside of any transaction; inside a reading one they are unusable.
@@ -180,6 +196,8 @@ class Store:
     def _check_schema(self) -> int:
         with self.reading() as txn:
             data = txn.get("meta", b"schema")
+        if data is not None and not data.isdigit():
+            raise StateError(f"{self.path}: holds LMDB data that is not rsd's")
         version = int(data) if data is not None else 0
         if version > SCHEMA:
             raise StateError(
@@ -200,19 +218,23 @@ class Store:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Transaction]:
-        """A short look; never keep it open."""
+        """A short look; never keep it open. Raises StateError when the state is damaged."""
         try:
-            txn = self._env.begin()
-        except lmdb.MapResizedError:
-            self._env.set_mapsize(0)
-            txn = self._env.begin()
-        with txn:
-            yield Transaction(txn, self._databases)
+            try:
+                txn = self._env.begin()
+            except lmdb.MapResizedError:
+                self._env.set_mapsize(0)
+                txn = self._env.begin()
+            with txn:
+                yield Transaction(txn, self._databases)
+        except lmdb.Error as e:
+            raise StateError(f"{self.path}: {_named(e)}") from e
 
     def write(self, work: Callable[[Transaction], None]) -> None:
         """Run `work` in one transaction and commit it durably; doubles the map when it is full.
 
-        `work` may run twice. Raises OSError when the disk refuses.
+        `work` may run twice. Raises OSError when the disk refuses (nothing is changed, it may be
+        tried again), StateError when the state is damaged.
         """
         while True:
             try:
@@ -221,12 +243,13 @@ class Store:
                 return
             except lmdb.MapFullError:
                 size = self._env.info()["map_size"] * 2
-                log.warning("the state's map is full; it grows to %d GiB", size // 1024**3)
+                log.warning("the state's map is full; it grows to %d MiB", size // 1024**2)
                 self._env.set_mapsize(size)
-            except lmdb.DiskError as e:
-                raise OSError(f"state: {e}") from e
             except lmdb.Error as e:
-                raise OSError(f"state: {type(e).__name__}: {e}") from e
+                # A plain Error carries an errno of the system, EIO for one.
+                if isinstance(e, DISK_ERRORS) or type(e) is lmdb.Error:
+                    raise OSError(f"state: {_named(e)}") from e
+                raise StateError(f"{self.path}: {_named(e)}") from e
 
     def reader_check(self) -> int:
         """Free the slots of readers that died; without it the file would grow."""
@@ -257,3 +280,7 @@ MIGRATIONS: Final[dict[int, Callable[[Transaction], None]]] = {1: _first_format}
 def class_key(status: str, image: ImageId) -> bytes:
     """`classes`: index of the images that a command may ask for by status."""
     return status.encode() + b"\0" + bytes.fromhex(image)
+
+
+def _named(error: lmdb.Error) -> str:
+    return f"{type(error).__name__}: {error}"

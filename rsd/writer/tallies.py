@@ -8,6 +8,8 @@ from rsd.writer.store import Transaction
 
 #: Width of a score bucket, in points.
 BUCKET = 5
+#: Longest key of a row, in bytes.
+KEY_BYTES = 500
 
 
 class Tallies:
@@ -20,7 +22,7 @@ class Tallies:
     def _row(self, name: str) -> Tally:
         row = self._rows.get(name)
         if row is None:
-            row = self._txn.load("tallies", name.encode(), Tally) or Tally()
+            row = self._txn.load("tallies", row_key(name), Tally) or Tally()
             self._rows[name] = row
         return row
 
@@ -29,37 +31,47 @@ class Tallies:
         for name in levels(made):
             self._row(name).generated += 1
 
-    def graded(self, made: Candidate, score: float) -> None:
-        """A candidate got its first grade."""
+    def graded(self, made: Candidate, before: float | None, after: float) -> None:
+        """A grade changed a candidate's score from `before` (None: it had no grade yet)."""
         for name in levels(made):
             row = self._row(name)
-            row.graded += 1
-            row.score_sum += score
-        self._row(bucket("score", score)).count += 1
+            row.graded += before is None
+            row.score_sum += after - (before or 0.0)
+        if before is not None:
+            self._row(bucket("score", before)).count -= 1
+        self._row(bucket("score", after)).count += 1
 
-    def won(self, made: Candidate, score: float, *, accepted: bool) -> None:
-        """A candidate was kept as the best of its image."""
+    def won(self, made: Candidate, score: float, *, accepted: bool, by: int = 1) -> None:
+        """A candidate is filed as the best of its image, or (`by=-1`) is so no longer."""
         for name in levels(made):
             row = self._row(name)
-            row.wins += 1
-            row.accepted += accepted
-        self._row(bucket("best", score)).count += 1
+            row.wins += by
+            row.accepted += by * accepted
+        self._row(bucket("best", score)).count += by
 
-    def count(self, kind: str, reason: str) -> None:
-        """One more failure for this reason."""
-        self._row(f"{kind}:{reason[:200]}").count += 1
+    def count(self, kind: str, reason: str, by: int = 1) -> None:
+        """One more failure for this reason, or (`by=-1`) one less."""
+        self._row(f"{kind}:{reason}").count += by
 
     def finish(self) -> None:
-        """Write what was touched."""
+        """Write what was touched; rows that count nothing any more go away."""
         for name, row in self._rows.items():
-            self._txn.put("tallies", name.encode(), row)
+            if row == Tally():
+                self._txn.delete("tallies", row_key(name))
+            else:
+                self._txn.put("tallies", row_key(name), row)
+
+
+def row_key(name: str) -> bytes:
+    """A row's key: LMDB takes 511 bytes at most."""
+    return name.encode()[:KEY_BYTES].decode("utf-8", "ignore").encode()
 
 
 def levels(made: Candidate) -> tuple[str, ...]:
     """The rows that a candidate counts in."""
     params = made.params
     return (
-        f"prompt:{made.prompt_key[:200]}",
+        f"prompt:{made.prompt_key}",
         f"temperature:{params.temperature:g}",
         f"top_p:{params.top_p:g}",
         f"top_k:{params.top_k}",

@@ -8,9 +8,10 @@ import msgspec
 
 from rsd.facts import ProfileLearned, StepChosen
 from rsd.messages import FileStat, ImageHistory, QueuedImage, Recovered
-from rsd.vocabulary import Candidate, Grade, ImageId, Recipe, path_key
+from rsd.vocabulary import Candidate, Grade, ImageId, Recipe, image_id, path_key
 from rsd.writer.records import (
     ACTIVE,
+    DUPLICATE,
     FAILED,
     HIGH,
     LOW,
@@ -25,6 +26,8 @@ from rsd.writer.store import Transaction, class_key, decode
 
 #: Images that one retry request may name by status; the rest is taken by asking again.
 FOUND_MAX = 100_000
+#: Duplicates that one image names; `status` counts them all.
+DUPLICATES_MAX = 100
 
 
 @dataclass(slots=True)
@@ -38,6 +41,10 @@ class ImageView:
     grade_failures: dict[tuple[int, int], FailureRecord] = field(default_factory=dict)
     steps: list[StepChosen] = field(default_factory=list)
     recipes: dict[str, Recipe] = field(default_factory=dict)
+    #: Other contents that its path has held, by version.
+    versions: list[ImageRecord] = field(default_factory=list)
+    #: Paths that hold the same bytes, the oldest first, DUPLICATES_MAX at most.
+    duplicates: list[bytes] = field(default_factory=list)
 
 
 def image_record(txn: Transaction, image: ImageId) -> ImageRecord | None:
@@ -67,11 +74,28 @@ def view(txn: Transaction, record: ImageRecord) -> ImageView:
         found.grade_failures[where] = decode(FailureRecord, value)
     for _, value in txn.scan("steps", prefix=prefix):
         found.steps.append(decode(StepChosen, value))
+    found.versions = _versions(txn, record)
+    found.duplicates = _duplicates(txn, record)
     for fingerprint in {record.config, *(c.config for c in found.candidates)} - {""}:
         recipe = recipe_of(txn, fingerprint)
         if recipe is not None:
             found.recipes[fingerprint] = recipe
     return found
+
+
+def _versions(txn: Transaction, record: ImageRecord) -> list[ImageRecord]:
+    last = image_at(txn, record.path) or record
+    others = (image_record(txn, image_id(record.path, n)) for n in range(last.version + 1))
+    return [r for r in others if r is not None and r.image != record.image]
+
+
+def _duplicates(txn: Transaction, record: ImageRecord) -> list[bytes]:
+    if not record.sha256 or content_owner(txn, record.sha256) != record.image:
+        return []
+    prefix = bytes.fromhex(record.sha256)
+    rows = txn.scan("duplicates", prefix=prefix, limit=DUPLICATES_MAX)
+    copies = (image_record(txn, row[len(prefix) + 8 :].hex()) for row, _ in rows)
+    return [c.path for c in copies if c is not None and c.status == DUPLICATE]
 
 
 def recipe_of(txn: Transaction, fingerprint: str) -> Recipe | None:

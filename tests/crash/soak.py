@@ -2,10 +2,10 @@
 
     python -m tests.crash.soak [--kills 20] [--images 300] [--seed 1]
 
-One run of the daemon on distinct pictures; generators, graders, the writer and the hub are each killed
-with SIGKILL so many times, and a killed hub is started again. The results must equal those of an
-undisturbed run, each image must have exactly one, and the calls that were paid twice must stay within
-what the design allows. Figures are counted by the simulator and the file system.
+One run of the daemon on distinct pictures; generators, graders, the writer and the hub are each
+killed with SIGKILL so many times, and a killed hub is started again. The results must equal those
+of an undisturbed run, each image must have exactly one, and the calls that were paid twice must
+stay within what the design allows. Figures are counted by the simulator and the file system.
 """
 
 from __future__ import annotations

@@ -1,0 +1,487 @@
+"""Histories of facts, as a hub would tell them: chosen at random, but never a lie.
+
+`Teller` looks into a real store to know what a hub would know, and says facts through
+`Application`, one transaction each. `recount` checks every counter against what it counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable
+from statistics import fmean
+
+import msgspec
+import pytest
+
+from rsd import facts as f
+from rsd.errors import ErrorClass
+from rsd.messages import QueuedImage
+from rsd.vocabulary import (
+    Arm,
+    CallError,
+    Candidate,
+    Grade,
+    ImageInfo,
+    Recipe,
+    SamplingParams,
+    Usage,
+    image_id,
+)
+from rsd.writer import view
+from rsd.writer.apply import Application
+from rsd.writer.records import (
+    ACTIVE,
+    CLASSES,
+    DUPLICATE,
+    FAILED,
+    HIGH,
+    LOW,
+    QUEUED,
+    REPLACED,
+    FailureRecord,
+    ImageRecord,
+    PathRecord,
+    Tally,
+    key,
+    key64,
+)
+from rsd.writer.store import NAMES, Store, Transaction, class_key, decode
+
+PATHS = (b"a.png", b"deep/b.png", b"\xff.png", b"d.png")
+#: What a file may hold: pictures, a bad one that can be hashed, one that cannot even be read.
+CONTENTS = ("cat", "dog", "owl", "elk", "fox", "broken", "unreadable")
+ERROR = CallError(error=ErrorClass.REFUSED, message="no", reason="content_filter")
+
+RECIPE = Recipe(
+    prompts={"p1": "What is this?", "p2": "Describe it."},
+    grading_template="{generated_answer}",
+    strategy="random",
+    candidates=2,
+    seed=0,
+    temperatures=(0.3, 1.0),
+    top_ps=(0.9,),
+    top_ks=(40,),
+    min_p=0.0,
+    repetition_penalty=1.0,
+    max_tokens=64,
+    score_threshold=80.0,
+    stop_score=None,
+    repeats=1,
+    list_size=6,
+    generator_model="m",
+    grader_model="g",
+)
+
+
+def sha(content: str) -> str:
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def info_of(content: str) -> ImageInfo:
+    return ImageInfo(sha256=sha(content), width=96, height=64, format="PNG", bytes=len(content))
+
+
+def candidate(index: int, *, round: int = 0, time: float = 0.0) -> Candidate:
+    return Candidate(
+        index=index,
+        round=round,
+        prompt_key=("p1", "p2")[index % 2],
+        params=SamplingParams(temperature=(0.3, 1.0)[index // 2 % 2], top_p=0.9, top_k=40),
+        seed=index,
+        content=f"answer {index}",
+        finish_reason="stop",
+        generation_time=0.5,
+        usage=Usage(input_tokens=10, output_tokens=5),
+        model="m",
+        endpoint="http://127.0.0.1:1/v1",
+        config=RECIPE.fingerprint,
+        timestamp=time,
+    )
+
+
+def grade(index: int, score: float, *, number: int = 0, time: float = 0.0) -> Grade:
+    return Grade(
+        index=index,
+        number=number,
+        score=score,
+        explanation=f"because {score:g}",
+        grading_time=0.25,
+        usage=Usage(input_tokens=20, output_tokens=2),
+        model="g",
+        endpoint="http://127.0.0.1:2/v1",
+        timestamp=time,
+    )
+
+
+def tell(store: Store, facts: list[f.Numbered], life: str) -> None:
+    """Apply facts in one transaction, as the writer does."""
+
+    def work(txn: Transaction) -> None:
+        application = Application(txn, life)
+        for numbered in facts:
+            application.apply(numbered)
+        application.finish()
+
+    store.write(work)
+
+
+def dump(store: Store) -> dict[str, dict[bytes, bytes]]:
+    """Everything that is stored."""
+    with store.reading() as txn:
+        return {name: dict(txn.scan(name)) for name in NAMES}
+
+
+class Teller:
+    """Says facts. `n` of each operation picks its target and its details."""
+
+    def __init__(
+        self, store: Store, *, life: str = "life-0", paths: tuple[bytes, ...] = PATHS
+    ) -> None:
+        self.store = store
+        self.paths = paths
+        self.life = life
+        self.said: list[f.Numbered] = []  #: in this life
+        self.told: list[tuple[str, f.Numbered]] = []  #: in all lives
+        self.files: dict[bytes, str] = {}
+        self.now = 1000.0
+        self.say(f.ConfigStored(recipe=RECIPE))
+        self.operations: dict[str, Callable[[int], None]] = {
+            "enrol": self.enrol,
+            "touch": self.touch,
+            "gone": self.gone,
+            "take": self.take,
+            "work": self.work,
+            "end": self.end,
+            "crash": self.crash,
+            "retry": self.retry,
+            "restart": self.restart,
+        }
+
+    def say(self, fact: f.Fact) -> None:
+        self.now += 1.0
+        numbered = f.Numbered(seq=len(self.said) + 1, fact=fact)
+        tell(self.store, [numbered], self.life)
+        self.said.append(numbered)
+        self.told.append((self.life, numbered))
+
+    def record(self, path: bytes) -> ImageRecord:
+        """The current version at a path."""
+        with self.store.reading() as txn:
+            found = view.image_at(txn, path)
+        assert found is not None
+        return found
+
+    def images(self, *classes: str) -> list[ImageRecord]:
+        with self.store.reading() as txn:
+            found = [decode(ImageRecord, value) for _, value in txn.scan("images")]
+        return [r for r in found if r.status in classes]
+
+    # ------------------------------------------------------------------------------------- files
+
+    def put(self, path: bytes, content: str) -> ImageRecord:
+        """Write a file, and let the watcher see it."""
+        self.files[path] = content
+        self.say(
+            f.ImageEnrolled(path=path, size=len(content), mtime_ns=int(self.now), time=self.now)
+        )
+        return self.record(path)
+
+    def enrol(self, n: int) -> None:
+        self.put(self.paths[n % len(self.paths)], CONTENTS[n // len(self.paths) % len(CONTENTS)])
+
+    def touch(self, n: int) -> None:
+        if self.files:
+            path = sorted(self.files)[n % len(self.files)]
+            self.put(path, self.files[path])
+
+    def gone(self, n: int) -> None:
+        if self.files:
+            path = sorted(self.files)[n % len(self.files)]
+            del self.files[path]
+            self.say(f.ImageGone(path=path, time=self.now))
+
+    # ------------------------------------------------------------------------------------- intake
+
+    def take(self, n: int) -> None:
+        """Prepare a queued image: what `hub/intake.py` does."""
+        with self.store.reading() as txn:
+            page, _ = view.backlog_page(txn, 0, 8)
+        if page:
+            self.prepare(page[n % len(page)])
+
+    def prepare(self, queued: QueuedImage) -> None:
+        content = self.files.get(queued.path, "vanished")
+        known = queued.status != QUEUED
+        hashed = "" if content in ("unreadable", "vanished") else sha(content)
+        if content in ("broken", "unreadable", "vanished"):
+            if known and (content == "vanished" or (hashed and hashed == queued.sha256)):
+                self.say(f.ImageChecked(image=queued.image, queue_seq=queued.queue_seq))
+            else:
+                status = "withdrawn" if content == "vanished" else "failed"
+                self.aside(queued, status, content, sha256=hashed)
+            return
+        if known and queued.sha256 == hashed:
+            self.say(f.ImageChecked(image=queued.image, queue_seq=queued.queue_seq))
+            return
+        mine, version = identity(queued, hashed)
+        with self.store.reading() as txn:
+            owner = view.content_owner(txn, hashed)
+        if owner is not None and owner != mine:
+            self.aside(
+                queued, "duplicate", "same_content", sha256=hashed, of=owner, info=info_of(content)
+            )
+            return
+        self.say(
+            f.ImageStarted(
+                image=mine,
+                queued_as=queued.image,
+                queue_seq=queued.queue_seq,
+                path=queued.path,
+                version=version,
+                info=info_of(content),
+                config=RECIPE.fingerprint,
+                time=self.now,
+            )
+        )
+
+    def aside(
+        self,
+        queued: QueuedImage,
+        status: str,
+        reason: str,
+        *,
+        sha256: str = "",
+        of: str = "",
+        info: ImageInfo | None = None,
+    ) -> None:
+        mine, version = identity(queued, sha256)
+        self.say(
+            f.ImageSetAside(
+                image=mine,
+                status=status,
+                reason=reason,
+                of=of,
+                info=info,
+                sha256=sha256,
+                queue_seq=queued.queue_seq,
+                queued_as=queued.image,
+                path=queued.path,
+                version=version,
+                time=self.now,
+            )
+        )
+
+    def crash(self, n: int) -> None:
+        if queued := self.images(QUEUED):
+            self.say(f.DecodeCrashed(image=queued[n % len(queued)].image))
+
+    # --------------------------------------------------------------------------------------- work
+
+    def seen(self, record: ImageRecord) -> view.ImageView:
+        with self.store.reading() as txn:
+            return view.view(txn, record)
+
+    def work(self, n: int) -> None:
+        """The next thing that a worker could send for an active image, or one of its mishaps."""
+        active = self.images(ACTIVE)
+        if not active:
+            return
+        record = active[n % len(active)]
+        seen, image = self.seen(record), record.image
+        planned = [s.index for step in seen.steps for s in step.samples]
+        if len(seen.steps) < record.allotment:
+            arm = Arm(prompt_key="p1", params=candidate(0).params)
+            first = max(planned, default=-1) + 1
+            samples = tuple(
+                f.PlannedSample(index=i, arm=arm, seed=i) for i in range(first, first + 2)
+            )
+            self.say(f.StepChosen(image=image, round=len(seen.steps), samples=samples))
+            return
+        made = {c.index for c in seen.candidates}
+        for index in planned:
+            if index not in made and index not in seen.sample_failures:
+                if n % 5 == 0:
+                    self.say(f.SampleFailed(image=image, index=index, error=ERROR, time=self.now))
+                else:
+                    answer = candidate(index, time=self.now)
+                    self.say(f.CandidateMade(image=image, candidate=answer))
+                return
+        for index in sorted(made):
+            number = len(seen.grades.get(index, []))
+            if number < 2 and (index, number) not in seen.grade_failures:
+                if n % 4 == 0:
+                    self.say(
+                        f.GradingFailed(
+                            image=image, index=index, number=number, error=ERROR, time=self.now
+                        )
+                    )
+                else:
+                    judged = grade(index, n * 7 % 101, number=number, time=self.now)
+                    self.say(f.CandidateGraded(image=image, grade=judged))
+                return
+
+    def end(self, n: int) -> None:
+        """Decide an active image, or give it up when nothing of it is graded."""
+        if active := self.images(ACTIVE):
+            self.settle(active[n % len(active)])
+
+    def settle(self, record: ImageRecord) -> None:
+        scores = {
+            i: fmean(g.score for g in grades) for i, grades in self.seen(record).grades.items()
+        }
+        if not scores:
+            self.say(
+                f.ImageSetAside(
+                    image=record.image,
+                    status="failed",
+                    reason="ungraded",
+                    info=record.info,
+                    sha256=record.sha256,
+                    queued_as=record.image,
+                    path=record.path,
+                    version=record.version,
+                    time=self.now,
+                )
+            )
+            return
+        winner = min(scores, key=lambda i: (-scores[i], i))
+        self.say(
+            f.ImageDecided(
+                image=record.image,
+                decision=record.decision + 1,
+                winner=winner,
+                score=scores[winner],
+                expected_score=scores[winner],
+                quality="high" if scores[winner] >= RECIPE.score_threshold else "low",
+                reason="all_drawn",
+                time=self.now,
+            )
+        )
+
+    def retry(self, n: int) -> None:
+        if ended := self.images(FAILED, LOW, HIGH, DUPLICATE):
+            record = ended[n % len(ended)]
+            fresh = record.status in (LOW, HIGH)
+            self.say(f.ImageRetried(image=record.image, fresh=fresh, time=self.now))
+
+    def restart(self, n: int) -> None:
+        """A new hub: its facts are numbered from 1."""
+        self.life = f"life-{int(self.life.partition('-')[2]) + 1}"
+        self.said = []
+
+    def settle_all(self) -> None:
+        """Until nothing is queued or active."""
+        n = 1
+        while True:
+            with self.store.reading() as txn:
+                stats, backlog = txn.stats(), txn.entries("backlog")
+            if not stats.active and not backlog:
+                return
+            n += 1
+            if backlog:
+                self.take(n)
+            for _ in range(12):
+                self.work(n * 3 + 1)
+            self.end(0)
+
+
+def identity(queued: QueuedImage, sha256: str) -> tuple[str, int]:
+    """As the hub reckons it: other bytes at a path are its next version."""
+    if queued.sha256 and sha256 and queued.sha256 != sha256:
+        return image_id(queued.path, queued.version + 1), queued.version + 1
+    return queued.image, queued.version
+
+
+# ----------------------------------------------------------------------------------------- checks
+
+
+def recount(store: Store) -> None:
+    """Every counter, index and tally equals what it stands for."""
+    with store.reading() as txn:
+        stats = txn.stats()
+        images = {k.hex(): decode(ImageRecord, v) for k, v in txn.scan("images")}
+        paths = [decode(PathRecord, v) for _, v in txn.scan("paths")]
+        backlog = {k: v.hex() for k, v in txn.scan("backlog")}
+        active = {k.hex() for k, _ in txn.scan("active")}
+        contents = {k.hex(): v.hex() for k, v in txn.scan("contents")}
+        classes = {k for k, _ in txn.scan("classes")}
+        tallies = {k.decode(): decode(Tally, v) for k, v in txn.scan("tallies")}
+        candidates = {k: decode(Candidate, v) for k, v in txn.scan("candidates")}
+        grades: dict[bytes, list[Grade]] = {}
+        for k, v in txn.scan("grades"):
+            grades.setdefault(k[:20], []).append(decode(Grade, v))
+        failures = [
+            [decode(FailureRecord, v) for _, v in txn.scan(name)]
+            for name in ("sample_failures", "grade_failures")
+        ]
+        outbox = txn.entries("outbox")
+    assert stats.seen == sum(getattr(stats, name) for name in CLASSES) == len(paths)
+    by_class = Counter(r.status for r in images.values())
+    assert {n: getattr(stats, n) for n in CLASSES} == {n: by_class[n] for n in CLASSES}
+    assert stats.outbox == outbox
+    current = {p.image for p in paths}
+    assert {i for i, r in images.items() if r.status != REPLACED} == current
+    rows = {key64(r.queue_seq): i for i, r in images.items() if r.queue_seq}
+    assert rows == backlog
+    assert {i for i, r in images.items() if r.status == QUEUED} <= set(backlog.values())
+    assert active == {i for i, r in images.items() if r.status == ACTIVE}
+    assert active.isdisjoint(backlog.values())
+    assert classes == {
+        class_key(r.status, i) for i, r in images.items() if r.status in (FAILED, LOW, HIGH)
+    }
+    for content, owner in contents.items():
+        assert images[owner].sha256 == content
+        assert images[owner].status in (QUEUED, ACTIVE, HIGH, LOW)
+    for i, record in images.items():
+        if record.status in (HIGH, LOW, FAILED):
+            assert record.filed == record.status
+        if record.status in (ACTIVE, HIGH, LOW):
+            assert contents[record.sha256] == i
+    assert stats.generated == len(candidates)
+    assert stats.graded == len(grades)
+    assert stats.grades == sum(len(g) for g in grades.values())
+    assert stats.generation_time == pytest.approx(0.5 * stats.generated)
+    assert stats.grading_time == pytest.approx(0.25 * stats.grades)
+    assert stats.generator_output_tokens == 5 * stats.generated
+    assert stats.grader_input_tokens == 20 * stats.grades
+    assert [stats.sample_failures, stats.grading_failures] == [len(rows) for rows in failures]
+    scores = {k: fmean(g.score for g in rows) for k, rows in grades.items()}
+    won = {
+        key(i) + (r.winner or 0).to_bytes(4, "big"): r
+        for i, r in images.items()
+        if r.filed in (HIGH, LOW)
+    }
+    expected: dict[str, Tally] = {}
+
+    def row(name: str) -> Tally:
+        return expected.setdefault(name, Tally())
+
+    for k, made in candidates.items():
+        for name in (
+            f"prompt:{made.prompt_key}",
+            f"temperature:{made.params.temperature:g}",
+            "top_p:0.9",
+            "top_k:40",
+        ):
+            row(name).generated += 1
+            if k in scores:
+                row(name).graded += 1
+                row(name).score_sum += scores[k]
+            if k in won:
+                row(name).wins += 1
+                row(name).accepted += won[k].filed == HIGH
+        if k in scores:
+            row(f"score:{min(95, int(scores[k] // 5) * 5)}").count += 1
+        if k in won:
+            row(f"best:{min(95, int((won[k].score or 0) // 5) * 5)}").count += 1
+    for record in images.values():
+        if record.status == FAILED:
+            row(f"failed:{record.reason}").count += 1
+    for kind, found in zip(("sample_failure", "grading_failure"), failures, strict=True):
+        for failure in found:
+            row(f"{kind}:{failure.error.reason}").count += 1
+    assert set(tallies) == set(expected)
+    for name, tally in expected.items():
+        found_tally = msgspec.structs.asdict(tallies[name])
+        assert found_tally == pytest.approx(msgspec.structs.asdict(tally)), name

@@ -1,0 +1,271 @@
+"""What result files and the summary hold: pure functions of records."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rsd.messages import Stats, SummaryConfig
+from rsd.vocabulary import Candidate, Grade
+from rsd.writer.records import HIGH, LOW, FailureRecord, ImageRecord, Tally
+from rsd.writer.results import (
+    failed_document,
+    formatted,
+    result_document,
+    shown_path,
+    summary_document,
+)
+from rsd.writer.tallies import KEY_BYTES, bucket, levels, row_key
+from rsd.writer.view import ImageView
+from tests.histories import ERROR, RECIPE, candidate, grade, info_of
+
+CONFIG = SummaryConfig(
+    image_dir="/pictures",
+    prompt_keys=("p1", "p2"),
+    score_threshold=80.0,
+    temperature_range=(0.3, 1.0),
+    top_p_range=(0.9,),
+    top_k_range=(40,),
+)
+
+
+def view_of(
+    candidates: list[Candidate],
+    grades: dict[int, list[Grade]],
+    *,
+    winner: int | None = 0,
+    filed: str = HIGH,
+    path: bytes = b"deep/cat.png",
+) -> ImageView:
+    info = info_of("cat")
+    record = ImageRecord(
+        image="0" * 32,
+        path=path,
+        version=0,
+        status=filed,
+        filed=filed,
+        sha256=info.sha256,
+        info=info,
+        config=RECIPE.fingerprint,
+        decision=1,
+        winner=winner,
+        score=91.0,
+        expected_score=90.5,
+        stop_reason="all_drawn",
+        starts=1,
+        ended_at=1700000000.0,
+    )
+    return ImageView(
+        record, candidates=candidates, grades=grades, recipes={RECIPE.fingerprint: RECIPE}
+    )
+
+
+def test_a_result_has_the_fields_of_the_reference_system_and_ours() -> None:
+    grades = {0: [grade(0, 90.0), grade(0, 93.0, number=1)], 1: [grade(1, 20.0)]}
+    document = result_document(view_of([candidate(0), candidate(1)], grades), "/pictures")
+    assert document == msgspec.json.decode(msgspec.json.encode(document)), "plain JSON"
+    info = info_of("cat")
+    assert document["image_info"] == {
+        "path": "/pictures/deep/cat.png",
+        "filename": "cat.png",
+        "sha256": info.sha256,
+        "width": 96,
+        "height": 64,
+        "format": "PNG",
+        "bytes": info.bytes,
+    }
+    best, other = document["all_candidates"]
+    assert document["best_result"] == best
+    assert (best["is_best"], other["is_best"]) == (True, False)
+    assert best["score"] == 91.5
+    assert best["score_explanation"] == "because 90"
+    assert [g["score"] for g in best["grades"]] == [90.0, 93.0]
+    assert best["grading_time"] == 0.5
+    assert best["prompt_text"] == "What is this?"
+    assert best["params"] == {
+        "temperature": 0.3,
+        "top_p": 0.9,
+        "top_k": 40,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+        "seed": 0,
+    }
+    assert best["usage"] == {
+        "prompt_tokens": 10,
+        "completion_tokens": 5,
+        "grading_prompt_tokens": 40,
+        "grading_completion_tokens": 4,
+    }
+    assert set(best) == {
+        *("index", "prompt_key", "prompt_text", "params", "content", "finish_reason", "score"),
+        *("score_explanation", "is_best", "generation_time", "grading_time", "usage", "model"),
+        *("endpoint", "grades", "timestamp", "formatted_time"),
+    }
+    assert document["schema"] == "rsd.result/1"
+    assert document["quality"] == "high"
+    assert document["score_threshold"] == 80.0
+    assert document["expected_score"] == 90.5
+    assert document["decision"] == 1
+    assert document["config"] == RECIPE.fingerprint
+    assert document["timestamp"] == 1700000000.0
+
+
+def test_what_has_no_grade_is_no_candidate_of_a_result() -> None:
+    seen = view_of([candidate(0), candidate(1), candidate(2)], {2: [grade(2, 0.0)]}, winner=2)
+    seen.record.filed = LOW
+    seen.sample_failures[3] = FailureRecord(error=ERROR, time=1.0)
+    document = result_document(seen, "/pictures")
+    assert [c["index"] for c in document["all_candidates"]] == [2]
+    assert document["best_result"]["score"] == 0.0, "a judge's 0 is a score"
+    assert (document["ungraded_candidates"], document["failed_candidates"]) == (2, 1)
+    assert document["quality"] == "low"
+
+
+def test_a_failure_says_why() -> None:
+    seen = view_of([candidate(0)], {}, winner=None, filed="failed")
+    seen.record.reason, seen.record.message = "ungraded", "the judge said nothing"
+    seen.sample_failures[1] = FailureRecord(error=ERROR, time=1.0)
+    seen.grade_failures[0, 1] = FailureRecord(error=ERROR, time=1.0)
+    document = failed_document(seen, "/pictures")
+    assert document["schema"] == "rsd.failed/1"
+    assert (document["reason"], document["message"]) == ("ungraded", "the judge said nothing")
+    assert (document["candidates"], document["starts"], document["crashes"]) == (1, 1, 0)
+    error = {"class": "refused", "reason": "content_filter", "message": "no"}
+    assert document["errors"] == [{"index": 1, **error}, {"index": 0, "grade": 1, **error}]
+
+
+def test_a_failure_of_a_file_that_could_not_be_read_has_what_is_known() -> None:
+    record = ImageRecord(image="0" * 32, path=b"x.png", version=0, status="failed", reason="empty")
+    document = failed_document(ImageView(record), "/pictures")
+    assert document["image_info"] == {
+        "path": "/pictures/x.png",
+        "filename": "x.png",
+        "sha256": "",
+        "width": None,
+        "height": None,
+        "format": None,
+        "bytes": None,
+    }
+
+
+@given(st.binary(min_size=1, max_size=40).filter(lambda b: b"\0" not in b))
+def test_any_path_can_be_shown_and_stored(path: bytes) -> None:
+    shown = shown_path("/pictures", path)
+    assert msgspec.json.decode(msgspec.json.encode(shown)) == shown
+    try:
+        assert shown == "/pictures/" + path.decode()
+    except UnicodeDecodeError:
+        assert shown.isprintable()
+
+
+def test_times_are_local_and_in_the_old_form() -> None:
+    moment = 1700000000.0
+    assert time.mktime(time.strptime(formatted(moment), "%Y-%m-%d %H:%M:%S")) == moment
+
+
+def test_a_summary_before_the_first_image() -> None:
+    document = summary_document(Stats(), {}, CONFIG, now=50.0, started=0.0)
+    json.dumps(document, allow_nan=False)
+    assert set(document["stats"].values()) <= {0}
+    assert document["config"] == {
+        "prompt_keys": ["p1", "p2"],
+        "score_threshold": 80.0,
+        "temperature_range": [0.3, 1.0],
+        "top_p_range": [0.9],
+        "top_k_range": [40],
+    }
+    assert document["tokens_per_accepted"] is None
+    assert document["cost"] is None
+
+
+def test_a_summary_reckons_rightly() -> None:
+    stats = Stats(
+        seen=9,
+        queued=1,
+        active=1,
+        high_quality=3,
+        low_quality=1,
+        failed=2,
+        duplicate=1,
+        generated=10,
+        graded=8,
+        grades=16,
+        generation_time=20.0,
+        grading_time=8.0,
+        sample_failures=4,
+        generator_input_tokens=1_000_000,
+        generator_output_tokens=500_000,
+        grader_input_tokens=2_000_000,
+        grader_output_tokens=100_000,
+    )
+    tallies = {
+        "prompt:p1": Tally(generated=6, graded=4, score_sum=300.0, wins=3, accepted=2),
+        "prompt:p2": Tally(generated=4),
+        "temperature:0.3": Tally(generated=10),
+        "top_p:0.9": Tally(generated=10),
+        "top_k:-1": Tally(generated=10),
+        "score:5": Tally(count=1),
+        "score:80": Tally(count=2),
+        "score:95": Tally(count=1),
+        "best:80": Tally(count=2),
+        "failed:not_an_image": Tally(count=2),
+        "sample_failure:timeout": Tally(count=4),
+    }
+    config = msgspec.structs.replace(
+        CONFIG, price_grader_input=1.0, price_grader_output=4.0, price_generator_output=0.5
+    )
+    document = summary_document(stats, tallies, config, now=150.0, started=50.0)
+    numbers = document["stats"]
+    assert numbers["total_samples"] == 9
+    assert numbers["processed_samples"] == 4
+    assert (numbers["high_quality_count"], numbers["low_quality_count"]) == (3, 1)
+    assert (numbers["total_generation_time"], numbers["total_grading_time"]) == (20.0, 8.0)
+    assert (numbers["average_generation_time"], numbers["average_grading_time"]) == (2.0, 0.5)
+    assert (numbers["total_time"], numbers["samples_per_second"]) == (100.0, 0.04)
+    assert numbers["high_quality_percentage"] == 75.0
+    assert document["throughput"] == {"images_per_hour": 144.0, "candidates_per_hour": 360.0}
+    assert document["candidates"]["ungraded"] == 2
+    assert document["per_prompt"]["p1"] == {
+        "generated": 6,
+        "graded": 4,
+        "mean_score": 75.0,
+        "wins": 3,
+        "accepted": 2,
+    }
+    assert document["per_prompt"]["p2"]["mean_score"] is None
+    assert list(document["per_top_k"]) == ["-1"]
+    assert list(document["score_distribution"]["candidates"]) == ["5", "80", "95"]
+    assert document["failures"] == {
+        "images": {"not_an_image": 2},
+        "candidates": {"timeout": 4},
+        "grades": {},
+    }
+    assert document["cost"] == pytest.approx(2.0 + 0.4 + 0.25)
+    assert document["cost_per_accepted"] == pytest.approx(2.65 / 3, abs=1e-6)
+    assert document["tokens_per_accepted"] == 1_200_000.0
+
+
+@given(st.floats(0, 100))
+def test_every_score_has_its_bucket(score: float) -> None:
+    low = int(bucket("score", score).removeprefix("score:"))
+    assert low % 5 == 0
+    assert low <= score
+    assert score < low + 5 or (low, score) == (95, 100.0)
+
+
+@given(st.text(max_size=800).filter(lambda t: t.isprintable()))
+def test_row_keys_fit_into_lmdb_and_short_ones_are_whole(name: str) -> None:
+    row = row_key("prompt:" + name)
+    assert len(row) <= KEY_BYTES
+    assert ("prompt:" + name).startswith(row.decode())
+    if len(name.encode()) < KEY_BYTES - 10:
+        assert row.decode() == "prompt:" + name
+
+
+def test_a_candidate_counts_in_its_prompt_and_each_of_its_parameters() -> None:
+    assert levels(candidate(3)) == ("prompt:p2", "temperature:1", "top_p:0.9", "top_k:40")
