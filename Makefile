@@ -43,8 +43,11 @@ check: venv-dev
 crash: venv-dev
 	@$(BIN)/python -m tests.crash.soak --kills $(or $(N),20)
 
+BENCHMARKS := $(sort $(wildcard benchmarks/bench_*.py))
+
 bench: venv-dev
-	@for script in $(sort $(wildcard benchmarks/bench_*.py)); do echo "$$script"; $(BIN)/python $$script || exit 1; done
+	@for script in $(BENCHMARKS); do echo "$$script"; $(BIN)/python $$script || exit 1; done
+	@echo "Others in benchmarks/ need arguments; each says which at its head."
 
 example: venv
 	@$(BIN)/python -c 'from rsd.config import example; print(example(), end="")' > rsd.example.toml

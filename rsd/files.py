@@ -7,7 +7,7 @@ import fcntl
 import os
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from hashlib import blake2b
 from pathlib import Path
 
@@ -36,12 +36,20 @@ def failpoint(name: str) -> None:
 _passages: dict[str, int] = {}
 
 
-def write_atomically(path: Path, data: bytes, *, mode: int = 0o644, durable: bool = True) -> None:
+def write_atomically(
+    path: Path,
+    data: bytes,
+    *,
+    mode: int = 0o644,
+    durable: bool = True,
+    before: Callable[[], None] | None = None,
+) -> None:
     """Replace `path` by `data` so that a reader sees the old bytes or the new, never a mixture.
 
     Temporary file in the same directory, fsync, rename, fsync of the directory. POSIX promises the
     atomicity of the rename, not that the bytes are on disk before it: hence both fsyncs.
-    `durable=False` leaves the fsyncs out, for files that are written again in seconds.
+    `durable=False` leaves the fsyncs out, for files that are written again in seconds. `before` is
+    called when only the rename is left to be done.
     """
     fd, temporary = tempfile.mkstemp(prefix=".", suffix=TEMPORARY, dir=path.parent)
     try:
@@ -52,6 +60,8 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o644, durable: boo
                 out.flush()
                 os.fsync(out.fileno())
         failpoint("files.before-replace")
+        if before is not None:
+            before()
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):

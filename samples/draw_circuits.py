@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,7 @@ def truth(name: str, parts: list[Part], ports: list[str], nets: list[Net]) -> di
         node: dict[str, Any] = {"id": part, "label": part, "type": "component"}
         nodes.append(node | ({"value": value} if value else {}) | {"pins": list(pins)})
     nodes += [{"id": port, "label": port, "type": "port"} for port in ports]
-    edges = [{"from": a, "to": b} for net in nets for a, b in zip(net, net[1:], strict=False)]
+    edges = [{"from": a, "to": b} for net in nets for a, b in pairwise(net)]
     return {
         "image": f"{name}.png",
         "kind": "circuit",

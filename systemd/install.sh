@@ -147,7 +147,7 @@ next_steps() {
     for check in "-r IMAGES $IMAGES" "-w OUTPUT $OUTPUT"; do
       read -r how name path <<<"$check"
       if hidden "$path"; then continue; fi
-      setpriv --reuid "$SERVICE_USER" --regid "$SERVICE_USER" --init-groups test "$how" "$path" \
+      setpriv --reuid "$SERVICE_USER" --regid "$(id -gn "$SERVICE_USER")" --init-groups test "$how" "$path" \
         || echo "rsd: $name = $path: user $SERVICE_USER has no access to it (test $how); grant it before you start"
     done
     if [[ $was_active == yes ]]; then systemctl start rsd; echo "rsd: updated and running again"; return; fi

@@ -6,11 +6,28 @@ import contextlib
 import json
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 #: Longest time that a handler waits for the test to end, in seconds.
 PATIENCE = 20.0
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A request as it came; a connection's handler is the same object for all of its requests."""
+
+    command: str
+    path: str
+    headers: Message
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        """The body, decoded."""
+        return json.loads(self.body)
 
 
 class Request(BaseHTTPRequestHandler):
@@ -43,7 +60,8 @@ class Request(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         with self.server.lock:
-            self.server.requests.append(self)
+            seen = Seen(self.command, self.path, self.headers, self.body)
+            self.server.requests.append(seen)
         with contextlib.suppress(ConnectionError):
             self.server.script(self)
 
@@ -61,7 +79,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self, script: Callable[[Request], None]) -> None:
         super().__init__(("127.0.0.1", 0), Request)
         self.script = script
-        self.requests: list[Request] = []
+        self.requests: list[Seen] = []
         self.lock = threading.Lock()
         self.over = threading.Event()  #: set when the test ends; hanging scripts wait for it
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from PIL import Image, ImageDraw
 HOME = Path(__file__).resolve().parents[1]
 #: Longest wait for anything, in seconds; far more than any of it takes.
 PATIENCE = 60.0
+_LABELS = ("ADC", "DAC", "PLL", "MCU", "DSP", "RAM", "ROM", "BUS", "DMA", "USB", "LCD", "OSC")
 
 
 def wait_for(condition: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:
@@ -47,6 +50,31 @@ def draw(path: Path, seed: int) -> Path:
     return path
 
 
+def make_diagram(path: Path, seed: int, size: tuple[int, int] = (224, 168)) -> Path:
+    """A small block diagram that no other seed gives; the suffix says the format."""
+    rng = random.Random(seed)
+    image = Image.new("RGB", size, "white")
+    pen = ImageDraw.Draw(image)
+    centres = []
+    for place, label in zip(rng.sample(range(6), 4), rng.sample(_LABELS, 4), strict=True):
+        x = 8 + place % 3 * (size[0] // 3) + rng.randint(0, 8)
+        y = 8 + place // 3 * (size[1] // 2) + rng.randint(0, 24)
+        pen.rectangle((x, y, x + 52, y + 26), outline="black", width=2)
+        pen.text((x + 12, y + 7), label, fill="black")
+        centres.append((x + 26, y + 13))
+    pen.line(centres, fill="black")
+    for bit in range(32):
+        if seed >> bit & 1:
+            pen.point((bit, size[1] - 1), fill="black")
+    image.save(path)
+    return path
+
+
+def data_url(data: bytes, mime: str = "image/png") -> str:
+    """A picture as requests carry it."""
+    return f"data:{mime};base64," + base64.b64encode(data).decode()
+
+
 class Simulator:
     """`python -m rsd.simulator` as a process of its own."""
 
@@ -70,6 +98,8 @@ class Simulator:
         assert self.process.stdout is not None
         urls = json.loads(self.process.stdout.readline())
         self.generator, self.grader = urls["generator"], urls["grader"]
+        self.generator_url: str = self.generator
+        self.grader_url: str = self.grader
         self._ports = tuple(u.rpartition(":")[2].partition("/")[0] for u in urls_of(urls))  # type: ignore[assignment]
 
     def stop(self) -> None:
@@ -78,6 +108,22 @@ class Simulator:
         self.process.wait()
         assert self.process.stdout is not None
         self.process.stdout.close()
+
+    def kill(self) -> None:
+        """SIGKILL: connections break, the ports are free. Harmless when it is gone."""
+        self.stop()
+
+    def terminate(self) -> int:
+        """SIGTERM; the exit code."""
+        self.process.terminate()
+        code = self.process.wait(timeout=PATIENCE)
+        self.stop()
+        return code
+
+    def restart(self) -> None:
+        """Again on the same ports, with the same options and counters at zero."""
+        self.stop()
+        self.start()
 
     def _root(self) -> str:
         return self.generator.removesuffix("/v1")
@@ -95,13 +141,25 @@ class Simulator:
         """No faults any more."""
         requests.delete(f"{self._root()}/simulator/faults", timeout=10)
 
-    def stats(self, *, detail: bool = False) -> dict[str, Any]:
-        """What was seen."""
+    def stats(self, role: str = "", *, detail: bool = False) -> dict[str, Any]:
+        """What was seen: of one role, or of both by their names."""
         query = "?detail=1" if detail else ""
         data: dict[str, Any] = requests.get(
             f"{self._root()}/simulator/stats{query}", timeout=10
         ).json()
-        return data
+        return data[role] if role else data
+
+    def struck(self) -> dict[str, int]:
+        """How often faults struck, by `role:kind`."""
+        found: dict[str, int] = self.stats()["faults"]
+        return found
+
+    def settings(self, role: str, **fields: Any) -> None:
+        """Change `slots` or `seconds` of a role while it runs."""
+        answer = requests.post(
+            f"{self._root()}/simulator/settings", json={"role": role, **fields}, timeout=10
+        )
+        assert answer.status_code == 200, answer.text
 
     def reset(self) -> None:
         """Count from zero."""

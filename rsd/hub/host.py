@@ -7,12 +7,14 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from types import FrameType
+from typing import Any, Final
 
 import psutil
 
@@ -187,6 +189,16 @@ class Notifier:
     def watchdog(self) -> None:
         """Still alive."""
         self._send("WATCHDOG=1")
+
+
+def note_signals(put: Callable[[int], None]) -> dict[int, Any]:
+    """Let SIGTERM, SIGINT and SIGHUP leave a note and do nothing else; returns the old handlers."""
+
+    def note(number: int, frame: FrameType | None) -> None:
+        put(number)
+
+    wanted = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    return {number: signal.signal(number, note) for number in wanted}
 
 
 def process_identity(pid: int) -> float | None:

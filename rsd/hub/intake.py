@@ -113,6 +113,8 @@ class Intake:
         for work in list(self.preparing.values()):
             if work.queued is not None and work.queued.path in paths:
                 self._done(work)
+        for sha256, claim in self._claims.items():
+            self._claims[sha256] = [(q, info) for q, info in claim if q.path not in paths]
 
     # ----------------------------------------------------------------------------------- pictures
 

@@ -86,7 +86,9 @@ class Scribe:
         if now - self._pinged_at >= PING_SECONDS:
             self._pinged_at = now
             self._send(Ping(query=0))
-        return now - self._heard_at >= HUNG_SECONDS
+        hung = now - self._heard_at >= HUNG_SECONDS
+        self._heard_at = now if hung else self._heard_at
+        return hung
 
     def responsive(self, now: float) -> bool:
         """Whether the writer has been heard lately (for the systemd watchdog)."""

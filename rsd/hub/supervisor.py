@@ -13,7 +13,6 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import msgspec
@@ -85,7 +84,7 @@ TICK_SECONDS = 0.25
 BURST = 256
 #: Seconds that the writer may take to commit and to write its last results when the hub stops.
 FLUSH_SECONDS = 30.0
-#: Facts under way above which no newly seen files are taken from the watcher.
+#: Facts under way above which no new files are taken from the watcher.
 ARRIVALS_PAUSE = 500
 
 Loader = Callable[[], tuple[Settings, Recipe]]
@@ -185,7 +184,7 @@ class Supervisor:
         """Start, work, stop; returns the exit code."""
         (self.state / "spool").mkdir(exist_ok=True, mode=0o750)
         (self.state / "requests").mkdir(exist_ok=True)
-        previous = self._install_signals()
+        previous = host.note_signals(lambda number: self.events.put(("signal", number)))
         pointer = pointers.write_pointer(
             pointers.Pointer(
                 pid=os.getpid(),
@@ -219,8 +218,7 @@ class Supervisor:
                 self._handle(self.events.get_nowait())
         except queue.Empty:
             pass
-        now = time.monotonic()
-        if now >= self._next_tick:
+        if (now := time.monotonic()) >= self._next_tick:
             self._next_tick = now + TICK_SECONDS
             self._tick(now)
 
@@ -372,10 +370,9 @@ class Supervisor:
 
     def _tick(self, now: float) -> None:
         self._tend(now)
-        if self.scribe.tend(now) and self.writer.process is not None:
+        if self.scribe.tend(now):
             log.error("the writer is silent; killing it")
             self.pool.kill(self.writer)
-            self.scribe.heard(now)
         self.folder.tend()
         if self.brain.journal.unacknowledged < ARRIVALS_PAUSE:
             for event in self.folder.arrivals():
@@ -383,25 +380,13 @@ class Supervisor:
         self.requests.look()
         self._retire_idle()
         self._think(Tick())
-        self.reporter.tick(
-            self.brain, self.scribe, self.folder.status(now), processes(self.pool), now
-        )
+        self._report(self.reporter.tick, now)
         if self._drain_until is not None:
             self._drained(now)
         elif self.once and (wrong := self.brain.dispatch.never_usable()):
             raise UserError(wrong)
 
     # ------------------------------------------------------------------------------------- signals
-
-    def _install_signals(self) -> dict[int, Any]:
-        def note(number: int, frame: FrameType | None) -> None:
-            """Only leaves a note; the main loop acts on it."""
-            self.events.put(("signal", number))
-
-        return {
-            number: signal.signal(number, note)
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-        }
 
     def _signal(self, number: int) -> None:
         if number == signal.SIGHUP:
@@ -467,6 +452,9 @@ class Supervisor:
             self._think(WorkerLeaving(worker=child.name))
         self._start_workers()
 
+    def _report(self, how: Callable[..., None], now: float) -> None:
+        how(self.brain, self.scribe, self.folder.status(now), processes(self.pool), now)
+
     def _retire_idle(self) -> None:
         """Workers of an earlier configuration end when their last lease does."""
         for name in self.brain.dispatch.leases.idle_leavers():
@@ -499,9 +487,7 @@ class Supervisor:
                     self.pool.reap(child, time.monotonic())
                 case ("signal", _):
                     self._signals += 1
-        now = time.monotonic()
-        watch = self.folder.status(now)
-        self.reporter.publish(self.brain, self.scribe, watch, processes(self.pool), now)
+        self._report(self.reporter.publish, time.monotonic())
         return code
 
     def _end_children(self) -> None:

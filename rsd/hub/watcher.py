@@ -98,6 +98,7 @@ class Watcher:
         self._thread = threading.Thread(target=self._run, name="watcher", daemon=True)
         self._observer: object | None = None
         self._root_id: tuple[int, int] | None = None
+        self._root_fd = -1  # held open, so that a new folder cannot get the old one's inode number
         self._root_checked = 0.0
         self._scan: Iterator[FileStat] | None = None
         self._scan_began = 0.0
@@ -126,6 +127,9 @@ class Watcher:
         self._unwatch()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join(timeout=2.0)
+        if self._root_fd >= 0:
+            os.close(self._root_fd)
+            self._root_fd = -1
 
     def compared(self, changed: tuple[FileStat, ...]) -> None:
         """The writer's answer to `compare`; any thread."""
@@ -359,6 +363,15 @@ class Watcher:
             self._watch()
             self._next_scan = now
         self._root_id = found
+        self._hold_root()
+
+    def _hold_root(self) -> None:
+        if self._root_fd >= 0:
+            os.close(self._root_fd)
+        try:
+            self._root_fd = os.open(self._root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            self._root_fd = -1
 
     def _watch(self) -> None:
         if self.mode != "inotify" or self._once:

@@ -1,4 +1,4 @@
-"""`python -m rsd.simulator`: the simulator alone."""
+"""`python -m rsd.simulator`: the simulator on its own."""
 
 from __future__ import annotations
 
@@ -7,4 +7,4 @@ import sys
 from rsd.cli import main
 
 if __name__ == "__main__":
-    raise SystemExit(main(["simulate", *sys.argv[1:]]))
+    sys.exit(main(["simulate", *sys.argv[1:]]))

@@ -1,506 +1,448 @@
-"""Two HTTP servers in one process: a simulated vLLM and a simulated grader. Everything says so.
+"""The simulated servers: one process, two ports, HTTP and nothing else.
 
-Slots are bounded and service times seeded from the request's content, so that load tests are
-repeatable. `/simulator/...` on either port injects faults and tells what was seen.
+Everything that is sent says that it is simulated. Answers are decided by `answers`, what is
+accepted by `vllm` and `judge`, what goes wrong by `faults`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-import math
-import random
-import re
+import contextlib
+import hmac
 import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
-from aiohttp import web
+from aiohttp import StreamReader, web
+from aiohttp.http_parser import RawRequestMessage
+from msgspec import Meta, Struct
 
-from rsd.simulator import answers, rules
-from rsd.simulator.counters import Counters, plain
-from rsd.simulator.faults import Fault
-from rsd.simulator.rules import Prompt, Refused, openai_error, vllm_error
-from rsd.simulator.truth import NotAnImage, Pictures
+from rsd.errors import UserError
+from rsd.simulator import judge, vllm
+from rsd.simulator.counters import Counters
+from rsd.simulator.faults import TWISTS, Fault, Faults, busy, refusal
+from rsd.simulator.pictures import DataUrls, Reader
+from rsd.simulator.rules import (
+    Picture,
+    Plan,
+    Question,
+    Refused,
+    Twist,
+    openai_error,
+    vllm_error,
+)
+from rsd.simulator.slots import Slots, service_seconds
+from rsd.simulator.truth import Pictures
 
-#: Largest request body, in bytes.
-BODY_BYTES: Final = 256 * 1024 * 1024
-#: Tokens that a picture counts.
-IMAGE_TOKENS: Final = 64
-#: Spread of the service times (sigma of the log-normal).
-SIGMA: Final = 0.5
-HEADERS: Final = {"X-Simulated": "rsd"}
+#: Longest request body in bytes: a picture of 64 MiB in base64, and its text.
+BODY_MAX: Final = 128 * 1024 * 1024
+#: Threads that decode pictures.
+DECODERS: Final = 2
+#: Pieces that a slowly dripping body is sent in.
+DRIPS: Final = 50
+MARK: Final = {"X-Simulated": "rsd"}
+_CHAT: Final = "/v1/chat/completions"
 
-_NONCE = re.compile(r"\bnonce ([0-9A-Za-z]{4,64})\b")
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How the simulation is run; seconds are means, `slots` 0 is without limit."""
 
-@dataclass(slots=True)
-class Role:
-    """One of the two servers."""
-
-    name: str  #: `generator` or `grader`
-    model: str
-    slots: int
-    seconds: float
-    key: str = ""
-    queue: int | None = None
-    refuse: bool = False  #: answer 429 when all slots are taken
+    host: str = "127.0.0.1"
+    port: int = 0
+    grader_port: int = 0
+    model: str = "simulated-vlm"
     any_model: bool = False
+    grader_model: str = "o4-mini"
+    truth: tuple[Path, ...] = ()
+    generator_slots: int = 0
+    grader_slots: int = 0
+    max_queue: int | None = None
+    refuse: int = 503
+    retry_after: float | None = None
+    generator_seconds: float = 0.0
+    grader_seconds: float = 0.0
+    noise: float = 8.0
+    seed: int = 0
+    api_key: str = field(default="", repr=False)
     max_model_len: int = 32_768
-    counters: Counters = field(default_factory=Counters)
-    free: asyncio.Condition = field(default_factory=asyncio.Condition)
-    running: int = 0
+    decode: bool = True
 
 
-class Simulator:
-    """State shared by both servers."""
+class Change(Struct, kw_only=True, forbid_unknown_fields=True):
+    """What may be changed while the simulation runs; absent: as it was."""
 
-    def __init__(self, generator: Role, grader: Role, pictures: Pictures, noise: float, seed: int):
-        self.roles = {"generator": generator, "grader": grader}
-        self.pictures = pictures
-        self.noise = noise
-        self.seed = seed
-        self.faults: list[Fault] = []
-        self.cleared = asyncio.Event()
+    role: Literal["generator", "grader"]
+    slots: Annotated[int, Meta(ge=0)] | None = None
+    seconds: Annotated[float, Meta(ge=0)] | None = None
 
-    def app(self, role: Role) -> web.Application:
-        """The application of one role."""
-        app = web.Application(client_max_size=BODY_BYTES)
-        add = app.router
-        add.add_post("/v1/chat/completions", self._guarded(role, self._chat))
-        add.add_get("/v1/models", self._guarded(role, self._models))
-        add.add_get("/health", self._health)
-        add.add_get("/ping", self._health)
-        add.add_get("/version", self._version)
-        add.add_get("/load", lambda _: self._load(role))
-        add.add_get("/metrics", lambda _: self._metrics(role))
-        add.add_post("/simulator/faults", self._add_fault)
-        add.add_delete("/simulator/faults", self._clear_faults)
-        add.add_get("/simulator/stats", self._stats)
-        add.add_post("/simulator/reset", self._reset)
-        add.add_post("/simulator/settings", self._settings)
-        return app
 
-    # ------------------------------------------------------------------------------------- routes
+@dataclass(frozen=True, slots=True)
+class Role:
+    """What distinguishes generator and grader for the HTTP side."""
 
-    def _guarded(
-        self, role: Role, handler: Callable[[Role, web.Request], Awaitable[web.StreamResponse]]
-    ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
-        async def guarded(request: web.Request) -> web.StreamResponse:
+    name: str
+    mean_seconds: float
+    busy_status: int
+    read: Callable[[dict[str, Any]], Question]
+    plan: Callable[[dict[str, Any], Question, Picture | None], Plan]
+    error: Callable[[int, str], Refused]
+    models: list[dict[str, Any]]
+
+
+class Side:
+    """One role on its port."""
+
+    def __init__(
+        self, role: Role, options: Options, slots: Slots, faults: Faults, urls: DataUrls
+    ) -> None:
+        self.role = role
+        self.counters = Counters(slots)
+        self._options = options
+        self._slots = slots
+        self._seconds = role.mean_seconds
+        self._faults = faults
+        self._urls = urls
+        self.peers: dict[str, Side] = {role.name: self}
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Any request to this port."""
+        path, method = request.path, request.method
+        if path == _CHAT and method == "POST":
+            return await self._chat(request)
+        if path.startswith("/simulator/"):
+            return await self._control(request)
+        try:
+            return await self._other(request, method, path)
+        except Refused as e:
+            return _json(e.status, e.body, e.headers)
+
+    # ------------------------------------------------------------------- chat completions
+
+    async def _chat(self, request: web.BaseRequest) -> web.StreamResponse:
+        self.counters.arrive()
+        outcome = "gone"
+        try:
             try:
-                if role.key and request.headers.get("Authorization") != f"Bearer {role.key}":
-                    raise self._unauthorized(role)
-                response = await handler(role, request)
+                response = await self._completion(request)
             except Refused as e:
-                role.counters.by_status[e.status] += 1
-                return web.json_response(e.body, status=e.status, headers=HEADERS | e.headers)
-            role.counters.by_status[response.status] += 1
+                response = _json(e.status, e.body, e.headers)
+            except web.HTTPException as e:
+                text = e.text or e.reason
+                response = _json(e.status, self.role.error(e.status, text).body)
+            await _send(request, response)
+            outcome = str(response.status)
             return response
-
-        return guarded
-
-    @staticmethod
-    def _unauthorized(role: Role) -> Refused:
-        if role.name == "generator":
-            return Refused(401, {"error": "Unauthorized"})
-        return openai_error(
-            401, "Incorrect API key provided.", "invalid_request_error", "invalid_api_key"
-        )
-
-    async def _models(self, role: Role, request: web.Request) -> web.Response:
-        if any(f.role == role.name and f.kind == "down" for f in self.faults):
-            self._hang_up(request)
-        model = {
-            "id": role.model,
-            "object": "model",
-            "created": 0,
-            "owned_by": "rsd-simulator",
-            "root": role.model,
-            "max_model_len": role.max_model_len,
-        }
-        return web.json_response({"object": "list", "data": [model]}, headers=HEADERS)
-
-    async def _health(self, request: web.Request) -> web.Response:
-        return plain("")
-
-    async def _version(self, request: web.Request) -> web.Response:
-        return web.json_response({"version": "simulated"}, headers=HEADERS)
-
-    async def _load(self, role: Role) -> web.Response:
-        return web.json_response({"server_load": role.counters.in_flight}, headers=HEADERS)
-
-    async def _metrics(self, role: Role) -> web.Response:
-        return plain(role.counters.metrics(role.model))
-
-    async def _add_fault(self, request: web.Request) -> web.Response:
-        try:
-            self.faults.append(Fault.of(await request.json()))
-        except (ValueError, TypeError, json.JSONDecodeError) as e:
-            return web.json_response({"error": str(e)}, status=400, headers=HEADERS)
-        return web.json_response({"faults": len(self.faults)}, headers=HEADERS)
-
-    async def _clear_faults(self, request: web.Request) -> web.Response:
-        self.faults.clear()
-        self.cleared.set()
-        self.cleared = asyncio.Event()
-        return web.json_response({"faults": 0}, headers=HEADERS)
-
-    async def _stats(self, request: web.Request) -> web.Response:
-        detail = "detail" in request.query
-        data = {n: r.counters.document(detail=detail) for n, r in self.roles.items()}
-        return web.json_response({"simulated": True, **data}, headers=HEADERS)
-
-    async def _reset(self, request: web.Request) -> web.Response:
-        for role in self.roles.values():
-            role.counters = Counters(in_flight=role.counters.in_flight)
-        return web.json_response({}, headers=HEADERS)
-
-    async def _settings(self, request: web.Request) -> web.Response:
-        """Change slots or service seconds of a role while it runs."""
-        data = await request.json()
-        role = self.roles[data["role"]]
-        role.slots = int(data.get("slots", role.slots))
-        role.seconds = float(data.get("seconds", role.seconds))
-        async with role.free:
-            role.free.notify_all()
-        return web.json_response({}, headers=HEADERS)
-
-    # --------------------------------------------------------------------------------- completions
-
-    async def _chat(self, role: Role, request: web.Request) -> web.StreamResponse:
-        counters = role.counters
-        counters.requests += 1
-        counters.in_flight += 1
-        counters.max_in_flight = max(counters.max_in_flight, counters.in_flight)
-        try:
-            raw = await request.read()
-            try:
-                body = msgspec.json.decode(raw)
-            except msgspec.DecodeError as e:
-                raise vllm_error(400, f"JSON decode error: {e}") from None
-            if not isinstance(body, dict):
-                raise vllm_error(400, "1 validation error: body")
-            return await self._complete(role, request, body)
+        except _Dropped:
+            outcome = "none"
+            return await _drop(request)
+        except ConnectionError:
+            return await _drop(request)
         finally:
-            counters.in_flight -= 1
+            self.counters.leave(outcome)
 
-    async def _complete(
-        self, role: Role, request: web.Request, body: dict[str, Any]
-    ) -> web.StreamResponse:
-        error = vllm_error if role.name == "generator" else _grader_error
-        if body.get("stream"):
-            raise error(400, "this simulation does not stream")
-        model = self._model(role, body)
-        prompt = rules.prompt_of(body, error)
-        pixels = self._see(role, prompt, error)
-        content = _content_key(pixels, prompt.text, body)
-        role.counters.attempts[content] += 1
-        attempt = role.counters.attempts[content]
-        fault = next(
-            (f for f in self.faults if f.meets(role.name, prompt.text, content, attempt)), None
-        )
+    async def _completion(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer a request; raises Refused or _Dropped when there is no completion."""
+        self._authorize(request)
+        body = await self._body(request)
+        question = self.role.read(body)
+        picture = None
+        if question.url is not None:
+            picture = await self._urls.of(question.url)
+        plan = self.role.plan(body, question, picture)
+        fault = self._faults.strike(self.role.name, plan.identity, plan.text)
+        kind = fault.kind if fault else ""
+        if fault is not None and kind not in TWISTS and kind not in ("cut", "slow_drip"):
+            return await self._fail(fault)
+        if self._slots.full(len(plan.parts)):
+            raise busy(self.role.busy_status, self._options.retry_after)
+        self.counters.admit(plan)
+        times = (service_seconds(self._seconds, part) for part in plan.parts)
+        await self._slots.serve(tuple(times))
+        reply = plan.reply(Twist(kind))
+        response = _json(200, reply.body, reply.headers)
         if fault is not None:
-            struck = await self._strike(fault, request)
-            if struck is not None:
-                return struck
-        if role.name == "generator":
-            document, calls = self._generate(role, model, prompt, pixels, body)
-        else:
-            document, calls = self._grade(role, model, prompt, pixels, body, fault)
-        await self._serve(role, content)
-        if fault is not None and fault.kind in ("refusal", "truncated", "null_content"):
-            document = _spoiled(document, fault.kind)
-        data = msgspec.json.encode(document)
-        if fault is not None and fault.kind in ("cut", "slow_drip"):
-            return await _broken(request, data, fault)
-        response = web.Response(body=data, content_type="application/json", headers=HEADERS)
-        self._count(role, document, calls, pixels)
+            await self._spoil(request, fault, response)
+            return response
+        await _send(request, response)
+        self.counters.answer(plan, reply)
         return response
 
-    def _model(self, role: Role, body: dict[str, Any]) -> str:
-        asked = body.get("model") or role.model
-        if role.name == "generator" and not role.any_model and asked != role.model:
-            text = f"The model `{asked}` does not exist. Valid aliases: {role.model}."
-            raise vllm_error(404, text, "NotFoundError", "model")
-        return str(asked)
+    def _authorize(self, request: web.BaseRequest) -> None:
+        key = self._options.api_key
+        if not key:
+            return
+        given = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        if hmac.compare_digest(given.encode(), key.encode()):
+            return
+        if self.role.name == "generator":
+            raise Refused(401, {"error": "Unauthorized"})
+        raise openai_error(401, "Incorrect API key provided.", "invalid_api_key")
 
-    def _see(self, role: Role, prompt: Prompt, error: Callable[..., Refused]) -> str:
-        if prompt.url is None:
-            return ""
+    async def _body(self, request: web.BaseRequest) -> dict[str, Any]:
+        if not request.content_type.startswith("application/json"):
+            text = "Unsupported Media Type: Only 'application/json' is allowed"
+            raise self.role.error(400, text)
+        raw = await request.read()
         try:
-            pixels, key = self.pictures.pixels(prompt.url)
-        except NotAnImage as e:
-            raise error(400, str(e)) from None
-        role.counters.picture(pixels, key)
-        return pixels
+            body = msgspec.json.decode(raw)
+        except (msgspec.DecodeError, UnicodeDecodeError) as e:
+            raise self.role.error(400, f"JSON decode error: {e}") from None
+        if not isinstance(body, dict):
+            raise self.role.error(400, "JSON decode error: the body is no object")
+        given = request.headers.get("X-Request-Id")
+        return body | {"request_id": given} if given else body
 
-    def _generate(
-        self, role: Role, model: str, prompt: Prompt, pixels: str, body: dict[str, Any]
-    ) -> tuple[dict[str, Any], list[str]]:
-        params, seed, n, limit = rules.sampling_of(body, role.max_model_len)
-        choices, calls, tokens = [], [], 0
-        for k in range(n):
-            if pixels:
-                graph = self.pictures.graph(pixels)
-                text = answers.candidate_text(graph, pixels, prompt.text, params, seed + k)
-            else:
-                text = answers.words(prompt.text, params, seed + k)
-            cut = len(text) > 4 * limit
-            text = text[: 4 * limit]
-            tokens += len(text) // 4 + 1
-            choices.append(_choice(k, text, "length" if cut else "stop"))
-            if pixels:
-                calls.append(_hash(f"{pixels}|{prompt.text}|{params}|{seed + k}"))
-        return _document(model, choices, prompt, pixels, tokens, 0), calls
+    # ------------------------------------------------------------------------------ faults
 
-    def _grade(
-        self,
-        role: Role,
-        model: str,
-        prompt: Prompt,
-        pixels: str,
-        body: dict[str, Any],
-        fault: Fault | None,
-    ) -> tuple[dict[str, Any], list[str]]:
-        limit = rules.check_grading(body, model)
-        call = int(body.get("seed") or 0)
-        entries, calls = [], []
-        for position, (name, text) in enumerate(fenced(prompt.text)):
-            graph = self.pictures.graph(pixels or _hash(text))
-            score = answers.grade(
-                text, graph, pixels, position=position, call=call, noise=self.noise
-            )
-            f1 = answers.edge_f1(text, graph)
-            why = f"Simulated grade: edge F1 {f1:.3f} against the known graph, plus noise."
-            entries.append({"id": name, "explanation": why, "score": score})
-            if pixels:
-                calls.append(_hash(f"{pixels}|{text}|{position}|{call}"))
-        form = body.get("response_format") or {}
-        listwise = '"results"' in prompt.text.rpartition("\n\n")[2]
-        content = _reply(entries, listwise, form.get("type"), fault)
-        thought = 64 + 16 * len(entries)
-        if limit < 64:
-            return _document(model, [_choice(0, "", "length")], prompt, pixels, limit, limit), []
-        tokens = len(content) // 4 + 1 + thought
-        return (
-            _document(model, [_choice(0, content, "stop")], prompt, pixels, tokens, thought),
-            calls,
-        )
-
-    async def _serve(self, role: Role, content: str) -> None:
-        """Take a slot for the service time of this request."""
-        if role.slots and role.running >= role.slots:
-            if role.refuse:
-                raise openai_error(
-                    429, "Rate limit reached", "rate_limit_error", "rate_limit_exceeded"
-                )
-            if role.queue is not None and role.counters.waiting >= role.queue:
-                raise vllm_error(
-                    503,
-                    "The engine is currently busy and cannot accept new requests. Please try "
-                    "again later.",
-                    "Service Unavailable",
-                )
-            role.counters.waiting += 1
-            try:
-                async with role.free:
-                    await role.free.wait_for(lambda: role.running < role.slots or not role.slots)
-                    role.running += 1
-            finally:
-                role.counters.waiting -= 1
-        else:
-            role.running += 1
-        began = time.monotonic()
-        try:
-            if role.seconds > 0:
-                drawn = random.Random(f"{self.seed}:{content}").gauss(0, SIGMA)
-                await asyncio.sleep(role.seconds * math.exp(drawn - SIGMA**2 / 2))
-        finally:
-            role.running -= 1
-            role.counters.busy_seconds += time.monotonic() - began
-            if role.slots:
-                async with role.free:
-                    role.free.notify(1)
-
-    def _count(self, role: Role, document: dict[str, Any], calls: list[str], pixels: str) -> None:
-        counters = role.counters
-        counters.answered += 1
-        counters.children += len(document["choices"])
-        counters.probes += not pixels
-        counters.input_tokens += document["usage"]["prompt_tokens"]
-        counters.output_tokens += document["usage"]["completion_tokens"]
-        counters.calls.update(calls)
-
-    # -------------------------------------------------------------------------------------- faults
-
-    async def _strike(self, fault: Fault, request: web.Request) -> web.StreamResponse | None:
-        refusal = fault.refusal()
-        if refusal is not None:
-            raise refusal
+    async def _fail(self, fault: Fault) -> web.StreamResponse:
+        """A fault instead of a completion."""
+        if fault.kind == "hang":
+            await self._faults.until_cleared(fault.seconds)
+            raise _Dropped
+        if fault.seconds:
+            await asyncio.sleep(fault.seconds)
+        refused = refusal(fault)
+        if refused is not None:
+            raise refused
         match fault.kind:
-            case "hang":
-                await self.cleared.wait()
-                self._hang_up(request)
-            case "down":
-                self._hang_up(request)
             case "redirect":
-                return web.Response(status=302, headers=HEADERS | {"Location": "http://127.0.0.2/"})
+                return web.Response(status=307, headers=MARK | {"Location": "/login"})
             case "html":
-                return web.Response(
-                    text="<html><body>nginx</body></html>", content_type="text/html"
-                )
+                page = "<!DOCTYPE html><html><body><h1>Simulated log-in page</h1></body></html>"
+                return web.Response(text=page, content_type="text/html", headers=MARK)
             case "empty":
-                return web.Response(body=b"", content_type="application/json")
+                return web.Response(body=b"", content_type="application/json", headers=MARK)
             case "bad_json":
-                return web.Response(body=b'{"choices": [', content_type="application/json")
-            case "no_choices":
-                return web.json_response({"id": "x", "choices": [], "usage": None})
+                broken = b'{"id": "chatcmpl-simulated", "choices": [{"index": 0, "mess'
+                return web.Response(body=broken, content_type="application/json", headers=MARK)
             case "error_in_200":
-                return web.json_response({"error": {"message": "upstream broke", "code": 502}})
-        return None
+                error = {"message": "Provider returned error", "code": None}
+                return _json(200, {"error": error | {"type": "provider_error"}})
+        raise _Dropped  # down
 
-    @staticmethod
-    def _hang_up(request: web.Request) -> None:
-        if request.transport is not None:
-            request.transport.abort()
-        raise asyncio.CancelledError
+    async def _spoil(self, request: web.BaseRequest, fault: Fault, whole: web.Response) -> None:
+        """Send a completion that is wrong by its kind: as it is, cut, or in slow drops."""
+        if fault.kind not in ("cut", "slow_drip"):
+            await _send(request, whole)
+            return
+        data = whole.body
+        assert isinstance(data, bytes)
+        drip = fault.kind == "slow_drip"
+        response = web.StreamResponse(headers=whole.headers)
+        response.content_length = len(data)
+        await response.prepare(request)
+        if not drip:
+            await response.write(data[: len(data) // 2])
+            raise _Dropped
+        size = max(1, len(data) // DRIPS)
+        pause = (30.0 if fault.seconds is None else fault.seconds) * size / len(data)
+        for at in range(0, len(data), size):
+            await asyncio.sleep(pause)
+            await response.write(data[at : at + size])
+        await response.write_eof()
 
+    # ---------------------------------------------------------------------- other requests
 
-def fenced(text: str) -> list[tuple[str, str]]:
-    """(id, candidate) of a grading request; only fences with the announced nonce count."""
-    nonces = _NONCE.findall(text)
-    if not nonces:
-        return []
-    nonce = re.escape(nonces[-1])
-    form = rf'<answer id="([^"]+)" nonce="{nonce}">\n(.*?)\n</answer nonce="{nonce}">'
-    return re.findall(form, text, re.DOTALL)
+    async def _other(self, request: web.BaseRequest, method: str, path: str) -> web.StreamResponse:
+        fault = self._faults.whole_server(self.role.name)
+        if fault is not None and (fault.kind in ("down", "hang") or path == "/v1/models"):
+            try:
+                return await self._fail(fault)
+            except _Dropped:
+                return await _drop(request)
+        generator = self.role.name == "generator"
+        known = {"/v1/models", "/health", "/ping", "/version", "/load", _CHAT}
+        if generator:
+            known.add("/metrics")
+        if path not in known:
+            detail = {"detail": "Not Found"}
+            if not generator:
+                detail = openai_error(404, f"Invalid URL ({method} {path})").body
+            raise Refused(404, detail)
+        if method != "GET" or path == _CHAT:
+            raise Refused(405, {"detail": "Method Not Allowed"})
+        match path:
+            case "/v1/models":
+                self._authorize(request)
+                return _json(200, {"object": "list", "data": self.role.models})
+            case "/version":
+                return _json(200, {"version": "simulated-rsd", "simulated": True})
+            case "/load":
+                return _json(200, {"server_load": self.counters.in_flight})
+            case "/metrics":
+                text = self.counters.metrics(self._options.model)
+                return web.Response(text=text, headers=MARK)
+        return web.Response(headers=MARK)
 
+    # ----------------------------------------------------------------------------- control
 
-def _reply(
-    entries: list[dict[str, Any]], listwise: bool, form: str | None, fault: Fault | None
-) -> str:
-    if fault is not None and fault.kind == "no_score":
-        return "The answer has some of the connections right."
-    if fault is not None and fault.kind == "wrong_score":
-        entries = [{**e, "score": 850} for e in entries]
-    if not entries:
-        return "ready."
-    if form not in ("json_schema", "json_object") and not listwise:
-        return f"{entries[0]['explanation']}\n\nScore: {entries[0]['score']}/100"
-    if listwise:
-        return msgspec.json.encode({"results": entries}).decode()
-    one = {"explanation": entries[0]["explanation"], "score": entries[0]["score"]}
-    return msgspec.json.encode(one).decode()
+    async def _control(self, request: web.BaseRequest) -> web.StreamResponse:
+        """What tests ask for, on either port."""
+        match request.method, request.path:
+            case "POST", "/simulator/faults":
+                try:
+                    fault = self._faults.add(await request.read())
+                except (msgspec.DecodeError, ValueError) as e:
+                    return _json(400, {"error": f"no usable fault: {e}"})
+                return _json(200, {"fault": fault})
+            case "DELETE", "/simulator/faults":
+                self._faults.clear()
+                return _json(200, {"faults": []})
+            case "GET", "/simulator/faults":
+                return _json(200, {"faults": self._faults.rules()})
+            case "POST", "/simulator/settings":
+                return self._change(await request.read())
+            case "POST", "/simulator/reset":
+                for peer in self.peers.values():
+                    peer.counters.reset()
+                self._faults.struck.clear()
+                return _json(200, {"reset": True})
+            case "GET", "/simulator/stats":
+                detail = request.query.get("detail", "0") not in ("", "0")
+                data: dict[str, Any] = {
+                    name: peer.counters.document(detail=detail) for name, peer in self.peers.items()
+                }
+                return _json(200, {"simulated": True, "faults": self._faults.struck, **data})
+        return _json(404, {"error": "no such control"})
 
-
-def _grader_error(status: int, message: str) -> Refused:
-    return openai_error(status, message, "invalid_request_error", "invalid_request")
-
-
-def _hash(text: str) -> str:
-    return blake2b(text.encode("utf-8", "replace"), digest_size=12).hexdigest()
-
-
-def _content_key(pixels: str, text: str, body: dict[str, Any]) -> str:
-    drawn = {k: v for k, v in body.items() if k != "messages"}
-    shown = _NONCE.sub("nonce", re.sub(r'nonce="[^"]*"', "", text))
-    return _hash(f"{pixels}|{shown}|{sorted(drawn.items(), key=str)}")
-
-
-def _choice(index: int, text: str, reason: str) -> dict[str, Any]:
-    return {
-        "index": index,
-        "message": {"role": "assistant", "content": text, "refusal": None},
-        "logprobs": None,
-        "finish_reason": reason,
-    }
-
-
-def _document(
-    model: str,
-    choices: list[dict[str, Any]],
-    prompt: Prompt,
-    pixels: str,
-    tokens: int,
-    thought: int,
-) -> dict[str, Any]:
-    given = len(prompt.text) // 4 + 1 + (IMAGE_TOKENS if pixels else 0)
-    return {
-        "id": "chatcmpl-simulated-" + _hash(prompt.text + pixels),
-        "object": "chat.completion",
-        "created": int(time.time()),
-        "model": model,
-        "choices": choices,
-        "system_fingerprint": "simulated-by-rsd",
-        "usage": {
-            "prompt_tokens": given,
-            "completion_tokens": tokens,
-            "total_tokens": given + tokens,
-            "completion_tokens_details": {"reasoning_tokens": thought},
-        },
-    }
-
-
-def _spoiled(document: dict[str, Any], kind: str) -> dict[str, Any]:
-    for choice in document["choices"]:
-        if kind == "refusal":
-            choice["message"] = {
-                "role": "assistant",
-                "content": None,
-                "refusal": "I can't help with that.",
-            }
-        elif kind == "truncated":
-            choice["finish_reason"] = "length"
-        else:
-            choice["message"]["content"] = None
-    return document
-
-
-async def _broken(request: web.Request, data: bytes, fault: Fault) -> web.StreamResponse:
-    response = web.StreamResponse(headers=HEADERS | {"Content-Type": "application/json"})
-    response.content_length = len(data)
-    await response.prepare(request)
-    if fault.kind == "cut":
-        await response.write(data[: len(data) // 2])
-        Simulator._hang_up(request)
-    for byte in data:
-        await response.write(bytes([byte]))
-        await asyncio.sleep(fault.seconds)
-    return response
+    def _change(self, data: bytes) -> web.StreamResponse:
+        """Other slots or another mean time of a role, while it runs."""
+        try:
+            change = msgspec.json.decode(data, type=Change)
+        except msgspec.DecodeError as e:
+            return _json(400, {"error": f"no usable settings: {e}"})
+        side = self.peers[change.role]
+        if change.seconds is not None:
+            side._seconds = change.seconds
+        if change.slots is not None:
+            side._slots.resize(change.slots)
+        return _json(200, {"settings": change})
 
 
-async def serve(
-    simulator: Simulator,
-    host: str,
-    ports: tuple[int, int],
-    announce: Callable[[dict[str, Any]], None],
-) -> None:
-    """Serve both roles until SIGTERM or SIGINT; `announce` gets the addresses when ready."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    runners, urls = [], {}
-    for (name, role), port in zip(simulator.roles.items(), ports, strict=True):
-        runner = web.AppRunner(simulator.app(role), access_log=None)
-        await runner.setup()
-        site = web.TCPSite(runner, host, port, backlog=1024)
-        await site.start()
-        bound = runner.addresses[0][1]
-        shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
-        urls[name] = f"http://{shown}:{bound}/v1"
-        runners.append(runner)
-    announce({"simulator": True, **urls})
-    await stop.wait()
-    for runner in runners:
-        await runner.cleanup()
+class _Dropped(Exception):
+    """The connection is to be closed without (the rest of) an answer."""
+
+
+def _json(status: int, body: dict[str, Any], headers: dict[str, str] | None = None) -> web.Response:
+    data = msgspec.json.encode(body)
+    marked = MARK | headers if headers else MARK
+    return web.Response(body=data, status=status, headers=marked, content_type="application/json")
+
+
+async def _send(request: web.BaseRequest, response: web.StreamResponse) -> None:
+    """Send an answer to its end, once; raises ConnectionError when the client is gone."""
+    if not response.prepared:
+        await response.prepare(request)
+        await response.write_eof()
+
+
+async def _drop(request: web.BaseRequest) -> web.StreamResponse:
+    """Close the connection; the loss of it cancels this very handler."""
+    if request.transport is not None:
+        request.transport.close()
+    await asyncio.sleep(60)
+    return web.Response()
+
+
+def _sides(options: Options, urls: DataUrls, pictures: Pictures) -> tuple[Side, Side]:
+    served = vllm.Served(options.model, options.any_model, options.max_model_len, options.seed)
+    bench = judge.Bench(options.noise, options.seed)
+    now = int(time.time())
+    card = {"object": "model", "created": now, "owned_by": "rsd-simulator", "simulated": True}
+    more = {"root": options.model, "parent": None, "max_model_len": options.max_model_len}
+    generator = Role(
+        name="generator",
+        mean_seconds=options.generator_seconds,
+        busy_status=options.refuse,
+        read=vllm.read,
+        plan=lambda body, question, picture: vllm.plan(served, pictures, body, question, picture),
+        error=lambda status, text: vllm_error(status, text),
+        models=[{"id": options.model, **card, **more}],
+    )
+    grader = Role(
+        name="grader",
+        mean_seconds=options.grader_seconds,
+        busy_status=429,
+        read=judge.read,
+        plan=lambda body, question, picture: judge.plan(bench, pictures, body, question, picture),
+        error=lambda status, text: openai_error(status, text),
+        models=[{"id": options.grader_model, **card}],
+    )
+    faults = Faults(options.seed)
+    sides = (
+        Side(generator, options, Slots(options.generator_slots, options.max_queue), faults, urls),
+        Side(grader, options, Slots(options.grader_slots, options.max_queue), faults, urls),
+    )
+    for side in sides:
+        side.peers = {each.role.name: each for each in sides}
+    return sides
 
 
 def samples_folder() -> Path:
     """The project's own samples, whose truth is always known."""
     return Path(__file__).resolve().parents[2] / "samples"
+
+
+async def serve(options: Options, ready: Callable[[dict[str, Any]], None]) -> None:
+    """Serve both roles until SIGTERM or SIGINT; `ready` is called once with the two base URLs.
+
+    Raises UserError when a port or a truth folder cannot be used.
+    """
+    reader = Reader(decode=options.decode)
+    pictures = Pictures(list(options.truth), reader)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    with contextlib.ExitStack() as stack:
+        executor = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
+        stack.callback(executor.shutdown, wait=False, cancel_futures=True)
+        sides = _sides(options, DataUrls(reader, executor), pictures)
+        runners = [_runner(side) for side in sides]
+        try:
+            ports = []
+            for runner, port in zip(runners, (options.port, options.grader_port), strict=True):
+                await runner.setup()
+                ports.append(await _listen(runner, options.host, port))
+            host = "127.0.0.1" if options.host in ("0.0.0.0", "::", "") else options.host
+            urls = [f"http://{host}:{port}/v1" for port in ports]
+            ready({"simulator": True, "generator": urls[0], "grader": urls[1]})
+            await stop.wait()
+        finally:
+            for runner in runners:
+                await runner.cleanup()
+
+
+def _runner(side: Side) -> web.ServerRunner:
+    def factory(
+        message: RawRequestMessage,
+        payload: StreamReader,
+        protocol: Any,
+        writer: Any,
+        task: asyncio.Task[None],
+    ) -> web.BaseRequest:
+        loop = asyncio.get_running_loop()
+        return web.BaseRequest(
+            message, payload, protocol, writer, task, loop, client_max_size=BODY_MAX
+        )
+
+    # Cancellation: a client that leaves frees its slot at once, as with vLLM.
+    server = web.Server(
+        side.handle, request_factory=factory, handler_cancellation=True, access_log=None
+    )
+    return web.ServerRunner(server, shutdown_timeout=0.2)
+
+
+async def _listen(runner: web.ServerRunner, host: str, port: int) -> int:
+    site = web.TCPSite(runner, host, port, backlog=1024)
+    try:
+        await site.start()
+    except OSError as e:
+        raise UserError(f"{host}:{port}: cannot listen: {e.strerror or e}") from None
+    return int(runner.addresses[0][1])

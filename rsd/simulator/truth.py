@@ -1,172 +1,111 @@
-"""What the simulator knows of pictures: their decoded pixels, and the graph that they show.
+"""What pictures show: truth files read, and a graph invented for every other picture.
 
-Pictures with truth are matched by pixels, so a re-encoded copy is the same picture. Any other
-picture gets a graph that its pixels' hash decides.
+Pictures with truth are known by their decoded pixels, so a re-encoded copy is the same picture.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import io
+import functools
 import random
-import warnings
-from collections import OrderedDict
-from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-from PIL import Image, ImageOps
 
-#: Data URLs whose pixels are remembered.
-DECODED_MAX: Final = 4_096
-_WORDS: Final = [
-    "CPU",
-    "BUS",
-    "RAM",
-    "DMA",
-    "UART",
-    "PLL",
-    "ADC",
-    "DAC",
-    "ROM",
-    "GPIO",
-    "SPI",
-    "I2C",
-    "CACHE",
-    "FIFO",
-    "ALU",
-    "MMU",
-    "NIC",
-    "PHY",
-    "FLASH",
-    "TIMER",
-    "LCD",
-    "OSC",
-    "MIXER",
-    "FILTER",
-    "AMP",
-    "SENSOR",
-    "LOGGER",
-    "QUEUE",
-    "SCHED",
-    "PARSER",
-    "ROUTER",
-]
+from rsd.errors import UserError
+from rsd.simulator.netlist import Edge, Graph, plain_label
+from rsd.simulator.pictures import NotAPicture, Reader
 
-Image.MAX_IMAGE_PIXELS = None
-
-
-class NotAnImage(Exception):
-    """The bytes do not decode; the text is what vLLM would say."""
-
-
-@dataclass(frozen=True, slots=True)
-class Graph:
-    """Labels, and edges as (from, to, label)."""
-
-    nodes: tuple[str, ...]
-    edges: tuple[tuple[str, str, str], ...]
-    directed: bool = True
-
-
-def pixels_of(data: bytes) -> str:
-    """A digest of the picture as a viewer shows it: EXIF applied, transparency on white."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image: Image.Image = Image.open(io.BytesIO(data))
-            image.load()
-            image = ImageOps.exif_transpose(image)
-            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-                rgba = image.convert("RGBA")
-                ground = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-                ground.alpha_composite(rgba)
-                image = ground
-            rgb = image.convert("RGB")
-    except Exception as e:
-        raise NotAnImage(f"Failed to load image: {e}") from None
-    size = b"%dx%d" % rgb.size
-    return blake2b(size + rgb.tobytes(), digest_size=16).hexdigest()
+#: Most pictures with truth: each costs a few kilobytes, and their reading delays the start.
+TRUTHS_MAX: Final = 100_000
+#: Invented graphs that are remembered, about a kilobyte each.
+INVENTED_MAX: Final = 4_096
+_SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+_PARTS: Final = (
+    *("CPU", "Bus", "RAM", "DMA", "UART", "PLL", "ADC", "DAC", "ROM", "GPIO", "SPI", "Cache"),
+    *("FIFO", "ALU", "MMU", "NIC", "PHY", "Flash", "Timer", "LCD", "Mixer", "Filter", "Amplifier"),
+    *("Sensor", "Logger", "Queue", "Scheduler", "Parser", "Router", "Arbiter", "Decoder"),
+)
 
 
 class Pictures:
-    """Pixels of data URLs, decoded once per distinct byte string, and the graphs behind them."""
+    """The graphs behind pictures, by the digest of their pixels."""
 
-    def __init__(self, folders: list[Path]) -> None:
-        self._decoded: OrderedDict[bytes, str] = OrderedDict()
-        self._truth: dict[str, Graph] = {}
+    def __init__(self, folders: list[Path], reader: Reader | None = None) -> None:
+        """Reads the folders. Raises UserError for one that is none, or a file that is no truth."""
+        self._reader = reader or Reader()
+        self._graphs: dict[str, Graph] = {}
         for folder in folders:
             self._load(folder)
 
     def __len__(self) -> int:
-        return len(self._truth)
-
-    def _load(self, folder: Path) -> None:
-        for path in sorted([*folder.glob("*.json"), *folder.glob("truth/*.json")]):
-            data = msgspec.json.decode(path.read_bytes())
-            if not isinstance(data, dict) or "nodes" not in data or "edges" not in data:
-                continue
-            home = path.parent.parent if path.parent.name == "truth" else path.parent
-            named = data.get("image")
-            candidates = [home / named] if named else []
-            candidates += [home / f"{path.stem}{s}" for s in (".png", ".jpg", ".webp", ".gif")]
-            picture = next((p for p in candidates if p.is_file()), None)
-            if picture is not None:
-                self._truth[pixels_of(picture.read_bytes())] = graph_of(data)
-
-    def pixels(self, url: str) -> tuple[str, bytes]:
-        """(digest of the pixels, digest of the URL's bytes). Raises NotAnImage."""
-        raw = url.encode()
-        key = blake2b(raw, digest_size=16).digest()
-        found = self._decoded.get(key)
-        if found is not None:
-            return found, key
-        head, comma, body = url.partition(",")
-        if not comma or not head.startswith("data:") or not head.endswith(";base64"):
-            raise NotAnImage("Only base64 data URLs are supported for now.")
-        try:
-            data = base64.b64decode(body, validate=True)
-        except (binascii.Error, ValueError):
-            raise NotAnImage("Failed to load image: Non-base64 digit found") from None
-        pixels = pixels_of(data)
-        self._decoded[key] = pixels
-        if len(self._decoded) > DECODED_MAX:
-            self._decoded.popitem(last=False)
-        return pixels, key
+        return len(self._graphs)
 
     def graph(self, pixels: str) -> Graph:
-        """The truth of a picture, or a graph made from its pixels' hash."""
-        return self._truth.get(pixels) or invented(pixels)
+        """The truth of a picture, or the graph that its pixels' digest decides."""
+        return self._graphs.get(pixels) or invented(pixels)
+
+    def _load(self, folder: Path) -> None:
+        if not folder.is_dir():
+            raise UserError(f"--truth {folder}: no such folder")
+        for path in sorted([*folder.glob("*.json"), *folder.glob("truth/*.json")]):
+            try:
+                data = msgspec.json.decode(path.read_bytes())
+            except (msgspec.DecodeError, OSError) as e:
+                raise UserError(f"--truth {path}: not readable: {e}") from None
+            if not isinstance(data, dict) or not {"nodes", "edges"} <= data.keys():
+                continue
+            picture = _picture_of(path, data)
+            if picture is None or len(self._graphs) >= TRUTHS_MAX:
+                continue
+            try:
+                self._graphs[self._reader.read(picture.read_bytes()).pixels] = graph_of(data)
+            except (NotAPicture, KeyError, IndexError, TypeError) as e:
+                raise UserError(f"--truth {path}: no usable truth: {e!r}") from None
+
+
+def _picture_of(path: Path, data: dict[str, Any]) -> Path | None:
+    """The picture that a truth file is about: named in it, or of the same stem, here or above."""
+    names = [str(data["image"])] if data.get("image") else []
+    names += [path.stem + suffix for suffix in _SUFFIXES]
+    homes = [path.parent, path.parent.parent] if path.parent.name == "truth" else [path.parent]
+    return next((h / n for h in homes for n in names if (h / n).is_file()), None)
+
+
+def pixels_of(data: bytes) -> str:
+    """The digest that a picture's bytes are known by. Raises NotAPicture."""
+    return Reader().read(data).pixels
 
 
 def graph_of(data: dict[str, Any]) -> Graph:
-    """Both truth forms: objects with ids and labels, or plain names and pairs."""
+    """A graph from either form: nodes with `id` and `label` and edges with `from` and `to`, or
+    plain names and pairs of names. Raises KeyError, IndexError or TypeError for any other.
+    """
     labels: dict[str, str] = {}
     for node in data["nodes"]:
         if isinstance(node, dict):
-            labels[str(node["id"])] = str(node.get("label") or node["id"])
+            labels[str(node["id"])] = plain_label(str(node.get("label") or node["id"]))
         else:
-            labels[str(node)] = str(node)
-    edges = []
+            labels[str(node)] = plain_label(str(node))
+    edges: list[Edge] = []
     for edge in data["edges"]:
         if isinstance(edge, dict):
-            start, end, label = str(edge["from"]), str(edge["to"]), str(edge.get("label") or "")
+            ends, label = (str(edge["from"]), str(edge["to"])), str(edge.get("label") or "")
         else:
-            start, end, label = str(edge[0]), str(edge[1]), ""
-        edges.append((labels.get(start, start), labels.get(end, end), label))
+            ends, label = (str(edge[0]), str(edge[1])), ""
+        source, target = (labels.get(e, plain_label(e)) for e in ends)
+        edges.append(Edge(source, target, plain_label(label) if label else ""))
     return Graph(tuple(labels.values()), tuple(edges), bool(data.get("directed", True)))
 
 
+@functools.lru_cache(maxsize=INVENTED_MAX)
 def invented(pixels: str) -> Graph:
-    """A connected graph of five to nine nodes."""
+    """A connected directed graph of four to eight nodes that a picture's digest decides."""
     rng = random.Random(f"graph:{pixels}")
-    nodes = rng.sample(_WORDS, rng.randint(5, 9))
-    edges = [(nodes[rng.randrange(k)], nodes[k], "") for k in range(1, len(nodes))]
+    nodes = rng.sample(_PARTS, rng.randint(4, 8))
+    pairs = [(nodes[rng.randrange(k)], nodes[k]) for k in range(1, len(nodes))]
     for _ in range(rng.randint(0, 3)):
         a, b = rng.sample(nodes, 2)
-        if not any({a, b} == {x, y} for x, y, _ in edges):
-            edges.append((a, b, ""))
-    return Graph(tuple(nodes), tuple(edges))
+        if (a, b) not in pairs:
+            pairs.append((a, b))
+    return Graph(tuple(nodes), tuple(Edge(a, b) for a, b in pairs))

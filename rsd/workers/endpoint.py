@@ -98,9 +98,11 @@ class Client:
         data = decode(raw)
         if data is None:
             raise CallFailed(self._no_json(raw))
-        if isinstance(data, dict) and "error" in data:
-            data = decode(self._scrub(raw))
-        return read_reply(data, time.monotonic() - began)
+        seconds = time.monotonic() - began
+        try:
+            return read_reply(data, seconds)
+        except CallFailed:  # its text may quote the server: read again without the key
+            return read_reply(decode(self._scrub(raw)), seconds)
 
     def models(self) -> Models:
         """The models that are served. Raises CallFailed."""

@@ -8,6 +8,7 @@ import base64
 import logging
 import os
 import queue
+import signal
 import threading
 import time
 import traceback
@@ -71,7 +72,8 @@ Handler = Callable[["Worker", LeaseId, Any], msgspec.Struct]
 class Pictures:
     """The pictures of the spool as data URLs: an LRU, so that a picture is encoded once."""
 
-    def __init__(self) -> None:
+    def __init__(self, capacity: int = CACHE_BYTES) -> None:
+        self._capacity = capacity
         self._lock = threading.Lock()  # call threads share it
         self._encoding = threading.Lock()
         self._urls: OrderedDict[str, bytes] = OrderedDict()
@@ -91,7 +93,7 @@ class Pictures:
             with self._lock:
                 self._urls[key] = url
                 self._bytes += len(url)
-                while self._bytes > CACHE_BYTES and len(self._urls) > 1:
+                while self._bytes > self._capacity and len(self._urls) > 1:
                     self._bytes -= len(self._urls.popitem(last=False)[1])
         return url
 
@@ -144,6 +146,9 @@ class Worker:
 
     def run(self) -> None:
         """Serve until the hub closes the mailbox, which ends the process."""
+        # Ctrl-C and systemd signal the whole group: the hub alone decides when calls end.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         for k in range(self._slots):
             threading.Thread(
                 target=self._serve, args=(self._calls,), name=f"call-{k}", daemon=True

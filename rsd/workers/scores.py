@@ -336,7 +336,7 @@ def _number(match: re.Match[str]) -> float | None:
     scale = int(match.group("of")) if match.group("of") else 100
     if scale not in SCALES or not 0 <= number <= scale:
         return None
-    return number * 100 / scale
+    return number if scale == 100 else number * 100 / scale
 
 
 def _mentions(text: str) -> list[float | None]:

@@ -101,6 +101,7 @@ class Writer:
         self._output_at = 0.0  # monotonic time of the next try to write results
         self._reader_check = time.monotonic()
         self._stats = Stats()
+        self._last_seq = 0  # of the facts that are committed
 
     def run(self) -> None:
         """Open for business, then serve until told to close; ends the process."""
@@ -192,7 +193,8 @@ class Writer:
         failpoint("writer.after-commit")
         self._stats = stats
         self._publisher.committed(stats)
-        self._mailbox.reply(Committed(seq=batch[-1].seq, stats=stats))
+        self._last_seq = batch[-1].seq
+        self._mailbox.reply(Committed(seq=self._last_seq, stats=stats))
         self._unspool(batch)
 
     def _unspool(self, batch: list[Numbered]) -> None:
@@ -246,6 +248,10 @@ class Writer:
     def _write_some(self) -> None:
         if self._publisher.pending:
             self._publisher.drain(RESULTS_PER_TURN)
+            if not self._publisher.pending:  # the hub's status tells when all files are there
+                with self._store.reading() as txn:
+                    self._stats = txn.stats()
+                self._mailbox.reply(Committed(seq=self._last_seq, stats=self._stats))
         self._publisher.summary()
 
     def _publish_all(self) -> None:

@@ -6,7 +6,9 @@ harmless; its outbox row is deleted in the transaction after the file is durable
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -96,30 +98,23 @@ class Publisher:
                 return  # a later row says where it belongs now
             seen = view.view(txn, record)
         name = result_name(record.path)
-        for folder in FOLDERS:
-            if folder != row.destination:
-                self._remove(self._output / folder / name)
+        stale = [self._output / folder / name for folder in FOLDERS if folder != row.destination]
         if not row.destination:
+            _sync(_remove(stale))
             return
         render = failed_document if row.destination == FAILED else result_document
         document = render(seen, self._config.image_dir)
         data = msgspec.json.format(msgspec.json.encode(document), indent=2)
-        self._put(self._output / row.destination / name, data + b"\n")
+        target = self._output / row.destination / name
+        # At no moment two results, and for the shortest moment none.
+        removed: list[Path] = []
+        self._put(target, data + b"\n", before=lambda: removed.extend(_remove(stale)))
+        _sync(removed)
 
-    def _remove(self, path: Path) -> None:
-        """Durably: after a power loss an image must not have two results."""
-        try:
-            path.unlink()
-        except FileNotFoundError:
-            return
-        sync_directory(path.parent)
-
-    def _put(self, path: Path, data: bytes) -> None:
-        try:
-            write_atomically(path, data)
-        except FileNotFoundError:  # somebody cleared the output folder away
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, data)
+    def _put(self, path: Path, data: bytes, before: Callable[[], None] | None = None) -> None:
+        if not path.parent.is_dir():  # somebody cleared the output folder away
+            path.parent.mkdir(parents=True)
+        write_atomically(path, data, before=before)
 
     def summary_due(self, now: float) -> float:
         """Seconds that the writer may sleep before the summary is due; `now` is monotonic."""
@@ -152,3 +147,19 @@ class Publisher:
 
 def _ended(stats: Stats) -> int:
     return stats.high_quality + stats.low_quality + stats.failed
+
+
+def _remove(paths: list[Path]) -> list[Path]:
+    """Those that were there."""
+    removed = []
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+            removed.append(path)
+    return removed
+
+
+def _sync(paths: list[Path]) -> None:
+    """After a power loss, too, what was removed must not be there beside its successor."""
+    for folder in {path.parent for path in paths}:
+        sync_directory(folder)

@@ -25,6 +25,8 @@ from tests.support import HOME, wait_for
 COMMAND_SECONDS = 300
 PYTHON, DAEMON = "/opt/rsd/.venv/bin/python", "/opt/rsd/daemon.py"
 UNIT = "/etc/systemd/system/rsd.service"
+#: Debian's ids of nobody and nogroup.
+NOBODY = "65534"
 #: Nothing of the host's environment reaches the guest.
 CLEAN = ["env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/", "LC_ALL=C.UTF-8"]
 
@@ -105,9 +107,9 @@ class Guest:
             return {}
         return data
 
-    def as_user(self, user: str, *words: str) -> subprocess.CompletedProcess[str]:
-        """`daemon.py WORDS` by an ordinary user."""
-        become = ["setpriv", "--reuid", user, "--regid", user, "--clear-groups"]
+    def as_nobody(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """`daemon.py WORDS` by a user who owns nothing."""
+        become = ["setpriv", "--reuid", NOBODY, "--regid", NOBODY, "--clear-groups"]
         return self.call(*become, PYTHON, DAEMON, *words)
 
     def until(self, condition: Callable[[], Any], what: str, seconds: float = 60.0) -> Any:

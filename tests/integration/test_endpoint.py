@@ -344,6 +344,7 @@ def test_a_redirect_is_not_followed() -> None:
         {"error": {"message": "x" * 290 + KEY}},
         {"error": KEY},
         {"detail": f"Bearer {KEY}"},
+        {"choices": [{"error": {"message": f"key {KEY}"}}]},
     ],
 )
 def test_the_key_is_in_no_error(body: Any) -> None:

@@ -19,11 +19,12 @@ from hypothesis import strategies as st
 
 from rsd import facts as f
 from rsd.errors import StateError
-from rsd.messages import FileStat
+from rsd.messages import FileStat, Open, SummaryConfig
 from rsd.vocabulary import Profile, image_id
 from rsd.writer import store as store_module
 from rsd.writer import view
 from rsd.writer.apply import Application
+from rsd.writer.publish import Publisher
 from rsd.writer.records import (
     ACTIVE,
     CLASSES,
@@ -380,6 +381,37 @@ def test_a_decision_counts_once_and_in_order(hub: Teller) -> None:
     hub.settle(hub.record(A))
     hub.say(decided)
     assert (hub.record(A).status, hub.record(A).decision) == (HIGH, 1)
+
+
+def test_an_older_row_of_the_outbox_writes_nothing_any_more(hub: Teller, tmp_path: Path) -> None:
+    hub.put(A, "cat")
+    hub.take(0)
+    work_off(hub, score=10.0)
+    hub.retry(0)
+    hub.take(0)
+    work_off(hub)
+    assert hub.record(A).status == HIGH
+    opening = Open(
+        state_dir=str(tmp_path),
+        output_dir=str(tmp_path / "output"),
+        life="life-0",
+        recover=True,
+        checkpoint_interval=1,
+        summary=SummaryConfig(
+            image_dir="/pictures",
+            prompt_keys=(),
+            score_threshold=80.0,
+            temperature_range=(),
+            top_p_range=(),
+            top_k_range=(),
+        ),
+    )
+    publisher = Publisher(hub.store, opening)
+    assert publisher.pending == 2
+    for left, files in ((1, []), (0, ["high_quality"])):
+        publisher.drain(1)
+        assert publisher.pending == left
+        assert [p.parent.name for p in (tmp_path / "output").glob("*/*")] == files
 
 
 def test_crashes_are_counted_and_a_retry_forgives_them(hub: Teller) -> None:

@@ -105,9 +105,9 @@ def test_picture_becomes_a_result_and_anyone_may_ask(service: Guest) -> None:
     assert 'Status: "ok: 1 done' in service.run("systemctl", "status", "--no-pager", "rsd")
     result = results(service)["1.png"]
     assert result.stat().st_mode & 0o444 == 0o444
-    said = service.as_user("nobody", "status")
+    said = service.as_nobody("status")
     assert said.returncode == 0, said.stdout + said.stderr
-    document = json.loads(service.as_user("nobody", "status", "--json").stdout)
+    document = json.loads(service.as_nobody("status", "--json").stdout)
     assert document["images"]["seen"] == 1
     assert KEY not in service.journal()
     owner = service.run("stat", "-c", "%U", "/srv/rsd-out/state").strip()
@@ -163,7 +163,7 @@ def test_stop_drains_and_the_rest_comes_later(service: Guest) -> None:
     assert service.show("Result") == "success"
     assert service.show("ExecMainStatus") == "0"
     assert service.show("ActiveState") == "inactive"
-    assert service.as_user("nobody", "status").returncode == 3
+    assert service.as_nobody("status").returncode == 3
     assert service.call(PYTHON, DAEMON, "status").returncode == 3
     service.run("systemctl", "start", "rsd")
     has_results(service, 20)

@@ -79,7 +79,8 @@ class Hub:
 
     def start(self, failpoint: str = "") -> None:
         context = multiprocessing.get_context("spawn")
-        self.heard = queue.SimpleQueue()
+        heard: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.heard = heard
         self.pipe: WorkQueue[Any] = WorkQueue(context, "writer")
         if failpoint:
             os.environ["RSD_FAILPOINT"] = failpoint
@@ -88,7 +89,7 @@ class Hub:
             self.child.start()
         finally:
             os.environ.pop("RSD_FAILPOINT", None)
-        self.pipe.start(from_writer_decoder, self.heard.put, lambda: self.heard.put(None))
+        self.pipe.start(from_writer_decoder, heard.put, lambda: heard.put(None))
         self.pipe.put(
             Open(
                 state_dir=str(self.state),
