@@ -198,6 +198,7 @@ class Supervisor:
             self._start_writer()
             self._start_workers()
             self.reporter.start()
+            self.reporter.notifier.ready("started")
             while self._exit is None:
                 self._turn()
             return self._stop(self._exit)
