@@ -33,6 +33,8 @@ PASSED: Final = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp",
 NEARLY_WHITE: Final = 230
 #: Alpha from which a pixel counts as ink.
 OPAQUE: Final = 32
+#: A PNG's end chunk must lie within this many bytes of the file's end (some append things to it).
+END_BYTES: Final = 64 * 1024
 #: EXIF's name of the orientation.
 ORIENTATION: Final = 0x0112
 
@@ -127,35 +129,42 @@ def decode(data: bytes, limits: Limits) -> Decoded:
     width, height = image.size
     _check_size(width, height, limits)
     try:
-        orientation = image.getexif().get(ORIENTATION, 1)
-    except Exception:
-        orientation = 1  # a damaged EXIF block does not damage the pixels
-    try:
-        frames = int(getattr(image, "n_frames", 1))
-    except Exception:
-        frames = 1
-    complete = image.format != "PNG" or b"IEND" in data[-64 * 1024 :]
-    try:
+        # First of all: getexif() loads too, and a second load after a failed one shows black.
         image.load()
-        passes = (
-            image.format in PASSED
-            and frames == 1
-            and orientation in (0, 1)
-            and image.mode in ("RGB", "L", "1", "P")
-            and "transparency" not in image.info
-            and complete
-        )
-        if passes:
-            return Decoded(data, width, height, image.format or "", frames)
-        upright = ImageOps.exif_transpose(image) if orientation in range(2, 9) else image
-        flat = flatten(upright, limits.background)
-        out = io.BytesIO()
-        flat.save(out, "PNG")
     except MemoryError:
         raise BadImage("too_much_memory", "decoding it takes too much memory") from None
     except Exception as e:
         raise _bad(e) from None
-    return Decoded(out.getvalue(), flat.width, flat.height, image.format or "", frames)
+    orientation, frames = _orientation(image), _frames(image)
+    kind = image.format or ""
+    whole = kind != "PNG" or b"IEND" in data[-END_BYTES:]
+    plain = image.mode in ("RGB", "L", "1", "P") and "transparency" not in image.info
+    if kind in PASSED and frames == 1 and orientation in (0, 1) and plain and whole:
+        return Decoded(data, width, height, kind, frames)
+    out = io.BytesIO()
+    try:
+        upright = ImageOps.exif_transpose(image) if orientation in range(2, 9) else image
+        flat = flatten(upright, limits.background)
+        flat.save(out, "PNG")
+    except MemoryError:
+        raise BadImage("too_much_memory", "turning it takes too much memory") from None
+    except (OSError, ValueError, SyntaxError) as e:
+        raise _bad(e) from None
+    return Decoded(out.getvalue(), flat.width, flat.height, kind, frames)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(ORIENTATION, 1))
+    except Exception:
+        return 1  # a damaged EXIF block does not damage the pixels
+
+
+def _frames(image: Image.Image) -> int:
+    try:
+        return int(getattr(image, "n_frames", 1))
+    except Exception:
+        return 1
 
 
 def flatten(image: Image.Image, background: str) -> Image.Image:
