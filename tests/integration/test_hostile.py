@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 #: Where rsd does otherwise on purpose: extensions that are not listed (MPO), formats that are not
-#: (PPM), sides under 16 pixels, aspect ratios over 200 (vLLM refuses them), links (not seen at all).
+#: (PPM), sides under 16 pixels, aspect ratios over 200 (vLLM refuses them), links (never seen).
 OTHERWISE = {
     "modes/stereo.mpo",
     "modes/plain_ppm.png",
