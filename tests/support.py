@@ -269,6 +269,8 @@ class Daemon:
         except (OSError, ValueError):
             return None
         images = document["images"]
+        if self.process is not None and document["pid"] != self.process.pid:
+            return None  # a word of the hub before
         if images["seen"] < seen or images["queued"] or images["active"]:
             return None
         folders = ("high_quality", "low_quality", "failed")

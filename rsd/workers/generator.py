@@ -7,6 +7,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from rsd.files import failpoint
 from rsd.messages import Completion, Decoding, Generate, Generated, LeaseId, Prepare, Prepared
 from rsd.workers import images
 from rsd.workers.endpoint import chat_body
@@ -22,6 +23,12 @@ def prepare(worker: Worker, lease: LeaseId, task: Prepare) -> Prepared:
     """Verify a picture and write what is sent of it into the spool. Raises images.BadImage."""
     configuration = worker.configuration
     assert configuration is not None
+
+    def announce() -> None:
+        """Before Pillow touches the bytes: a death from here on is held against the picture."""
+        worker.mailbox.reply_now(Decoding(lease=lease, image=task.image))
+        failpoint("generator.decoding")
+
     info = images.prepare(
         configuration.image_dir,
         task.path,
@@ -33,7 +40,7 @@ def prepare(worker: Worker, lease: LeaseId, task: Prepare) -> Prepared:
             max_aspect=configuration.max_aspect,
             background=configuration.background,
         ),
-        lambda: worker.mailbox.reply_now(Decoding(lease=lease, image=task.image)),
+        announce,
     )
     return Prepared(lease=lease, image=task.image, info=info)
 
@@ -44,6 +51,7 @@ def generate(worker: Worker, lease: LeaseId, task: Generate) -> Generated:
     detail = "detail" not in task.profile.drop
     body = chat_body(task.model, url, task.prompt, parameters(task), detail=detail)
     reply = worker.client(task.endpoint).chat(body)
+    failpoint("generator.answered")
     return Generated(
         lease=lease,
         completions=tuple(

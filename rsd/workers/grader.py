@@ -8,6 +8,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from rsd.errors import ErrorClass
+from rsd.files import failpoint
 from rsd.messages import Graded, Judge, Judgement, LeaseId
 from rsd.profiles import is_reasoning
 from rsd.vocabulary import CallError
@@ -32,6 +33,7 @@ def judge(worker: Worker, lease: LeaseId, task: Judge) -> Graded:
     detail = "detail" not in task.profile.drop
     body = chat_body(task.model, url, question.text, parameters(task, question), detail=detail)
     reply = worker.client(task.endpoint).chat(body)
+    failpoint("grader.answered")
     return Graded(
         lease=lease,
         judgements=judgements(reply, question, token_cap(task.max_tokens, task.profile)),
