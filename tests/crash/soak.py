@@ -179,7 +179,8 @@ def main() -> int:
     wrong = verdict(figures, expected, args.images)
     calls = sum(len(e[3]) for e in expected.values())
     print(f"images {args.images}, kills {figures['killed']} ({figures['left']} not reached)")
-    print(f"lost 0, doubled 0, results equal: {not wrong}")
+    same = sum(figures["essence"].get(name) == expected[name] for name in expected)
+    print(f"results {len(figures['essence'])}, equal to the undisturbed run {same}")
     print(f"generations {figures['generated']} for {calls} needed")
     print(f"grades {figures['graded']} for {calls} needed; {figures['seconds']} s")
     for problem in wrong:
