@@ -27,12 +27,13 @@ class Rounds:
         self.images: dict[ImageId, ActiveImage] = {}
         self.contents: dict[str, ImageId] = {}  #: sha256 of the active images
         self._wants_step: deque[ImageId] = deque()  # images at a barrier
+        self._held_back: deque[ImageId] = deque()  # they want a round, but the graders are behind
         self._steps: deque[tuple[int, StepChosen]] = deque()  # chosen, not yet durable
 
     @property
     def starting(self) -> int:
         """Images whose next round is not under way yet."""
-        return len(self._wants_step) + len(self._steps)
+        return len(self._wants_step) + len(self._held_back) + len(self._steps)
 
     def durable(self, seq: int) -> None:
         """Steps up to this fact are committed: their work may go out."""
@@ -76,16 +77,17 @@ class Rounds:
 
     def start_steps(self) -> None:
         """Ask the strategy about images at a barrier; no new round while graders are behind."""
-        behind = GRADING_AHEAD * max(1, self.dispatch.leases.slots(GRADE))
+        if not self._graders_behind():
+            self._wants_step.extendleft(reversed(self._held_back))
+            self._held_back.clear()
         while self._wants_step:
-            image = self.images.get(self._wants_step[0])
-            step = next_step(image.progress()) if image is not None else None
-            if isinstance(step, Sample) and self.dispatch.waiting(GRADE) >= behind:
-                return
-            self._wants_step.popleft()
+            image = self.images.get(self._wants_step.popleft())
             if image is None:
                 continue
+            step = next_step(image.progress())
             match step:
+                case Sample() if self._graders_behind():
+                    self._held_back.append(image.image)
                 case Sample(draws=draws):
                     self._choose(image.plan_round(draws))
                 case Regrade(indices=indices):
@@ -93,6 +95,10 @@ class Rounds:
                     self._choose(chosen)
                 case Stop():
                     self._decide(image, step)
+
+    def _graders_behind(self) -> bool:
+        slots = max(1, self.dispatch.leases.slots(GRADE))
+        return self.dispatch.waiting(GRADE) >= GRADING_AHEAD * slots
 
     def _choose(self, step: StepChosen) -> None:
         self._steps.append((self.journal.persist(step, 200 * (len(step.samples) + 1)), step))

@@ -97,14 +97,16 @@ def plan(recipe: Recipe, sha256: str, count: int) -> list[Arm]:
     if recipe.strategy == "grid":
         grid = [Arm(prompt_key=k, params=c) for k in prompts for c in combinations]
         return [grid[i % len(grid)] for i in range(count)]
-    arms = []
-    for i in range(count):
-        cycle, place = divmod(i, len(prompts))
-        key = _shuffled(prompts, f"{recipe.seed}:{sha256}:prompt:{cycle}")[place]
-        block, place = divmod(i, len(combinations))
-        params = _shuffled(combinations, f"{recipe.seed}:{sha256}:params:{block}")[place]
-        arms.append(Arm(prompt_key=key, params=params))
-    return arms
+    keys: list[str] = []
+    while len(keys) < count:
+        cycle = len(keys) // len(prompts)
+        keys += _shuffled(prompts, f"{recipe.seed}:{sha256}:prompt:{cycle}")
+    params: list[SamplingParams] = []
+    while len(params) < count:
+        block = len(params) // len(combinations)
+        params += _shuffled(combinations, f"{recipe.seed}:{sha256}:params:{block}")
+    pairs = zip(keys[:count], params, strict=False)
+    return [Arm(prompt_key=k, params=p) for k, p in pairs]
 
 
 def _shuffled(items: list[T], salt: str) -> list[T]:
