@@ -39,7 +39,7 @@ from rsd.hub.events import (
     WorkerLeaving,
     WorkerUp,
 )
-from rsd.hub.intake import Intake
+from rsd.hub.intake import Intake, identity
 from rsd.hub.journal import Journal
 from rsd.hub.limits import EndpointLimit
 from rsd.hub.progress import ActiveImage, requests_per_image
@@ -74,7 +74,7 @@ from rsd.messages import (
     Task,
 )
 from rsd.profiles import adapt
-from rsd.vocabulary import CallError, ImageId, ImageInfo
+from rsd.vocabulary import CallError, ImageInfo
 
 #: Classes by which a server shows that it works, whatever it thinks of the probe.
 ALIVE = {
@@ -134,8 +134,8 @@ class Brain:
                 self.rounds.durable(seq)
             case BacklogPage():
                 self.intake.page(event)
-            case ContentFound(sha256=sha256, owner=owner):
-                self.intake.content_found(sha256, owner, self._start)
+            case ContentFound():
+                self.intake.content_found(event, self._start)
             case ScanDone(only=only):
                 self._scan_done, self.intake.only = True, only
             case HostPressure(level=level):
@@ -158,6 +158,7 @@ class Brain:
             return
         now = self.journal.now
         self.dispatch.due(now)
+        self.rounds.forget_departed()
         self.rounds.start_steps()
         if self._scan_done:
             planned = self.dispatch.planned("generate")
@@ -222,13 +223,11 @@ class Brain:
 
     # ------------------------------------------------------------------------- start of an image
 
-    def _start(self, queued: QueuedImage, info: ImageInfo, mine: ImageId, version: int) -> None:
-        recipe = self.policy.recipe
-        history = queued.history if mine == queued.image else None
-        if history is not None and queued.continues:
-            recipe = self.intake.recipes.get(history.config, recipe)
-        if history is not None:
-            image = ActiveImage.from_history(history, recipe, info)
+    def _start(self, queued: QueuedImage, info: ImageInfo, found: ContentFound) -> None:
+        recipe = found.recipe or self.policy.recipe
+        mine, version = identity(queued, info.sha256)
+        if found.history is not None and found.image == mine:
+            image = ActiveImage.from_history(found.history, recipe, info)
         else:
             image = ActiveImage(mine, queued.path, version, info, recipe, recipe.fingerprint)
         if image.config not in self._stored:
@@ -274,7 +273,7 @@ class Brain:
             case Prepared(info=info) if work.respool:
                 self._respooled(work, info)
             case Prepared(info=info):
-                self.intake.prepared(work, info, self.rounds.contents)
+                self.intake.prepared(work, info, self.rounds.contents, self.rounds.departed)
             case Generated():
                 self._generated(work, reply)
             case Graded():
@@ -290,7 +289,7 @@ class Brain:
                 )
 
     def _generated(self, work: Work, reply: Generated) -> None:
-        image = self.rounds.images.get(work.image)
+        image = self.rounds.known(work)
         if image is None:
             return
         made, failed = candidates_of(work, reply, image)
@@ -313,7 +312,7 @@ class Brain:
         self.rounds.check_barrier(image)
 
     def _graded(self, work: Work, reply: Graded) -> None:
-        image = self.rounds.images.get(work.image)
+        image = self.rounds.known(work)
         if image is None:
             return
         for grade in grades_of(work, reply):
@@ -403,7 +402,11 @@ class Brain:
             self.intake.failed(work, error)
             return
         image = self.rounds.images.get(work.image)
-        if image is not None:
+        if image is None:
+            return
+        if error.error is not ErrorClass.BAD_IMAGE:  # the picture is not to blame
+            self.dispatch.later(work, self.journal.now + self.policy.backoff)
+        else:
             status = "withdrawn" if error.reason == "vanished" else "failed"
             self.rounds.end_without_result(image, status, error.reason, error.message)
 
@@ -411,7 +414,10 @@ class Brain:
         works, decoding = self.dispatch.leave(worker)
         convicted = decoding is not None and self.intake.crashed(decoding)
         for work in works:
-            if work.kind != PROBE and not (convicted and work.image == decoding):
+            call = work.kind in (GENERATE, JUDGE)
+            if work.kind == PROBE or (call and work.image not in self.rounds.images):
+                continue
+            if not (convicted and work.image == decoding):
                 self.dispatch.add(work, front=True)
 
     def _expire(self) -> None:

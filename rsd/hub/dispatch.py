@@ -14,7 +14,7 @@ from rsd.hub.limits import MISCONFIGURED, QUOTA, UNKNOWN, UP, EndpointLimit, pic
 from rsd.hub.work import JUDGE, PREPARE, PROBE, Work
 from rsd.messages import Lease, LeaseId, Probe, Task
 from rsd.profiles import initial_profile
-from rsd.vocabulary import CallError, Profile
+from rsd.vocabulary import CallError, ImageId, Profile
 
 #: Seconds that a lease may take beyond its call's own time-out before the worker counts as hung;
 #: the worker ends a call by itself, so this only meets workers that are stuck.
@@ -249,6 +249,10 @@ class Dispatcher:
     def sampling_probed(self, url: str) -> None:
         """The sampling parameters of this endpoint have been tried."""
         self._sampling_probed.add(url)
+
+    def lent_images(self) -> set[ImageId]:
+        """The images of all open calls; looks at every lease."""
+        return {loan.item.image for loan in self.leases.loans.values() if not loan.prepare}
 
     def settle(self, worker: str, lease: LeaseId) -> Work | None:
         """A reply came; None when its lease had ended before."""

@@ -28,7 +28,6 @@ from rsd.messages import (
     Close,
     Committed,
     ComparePaths,
-    ContentFound,
     FindContent,
     FindImages,
     ImagesFound,
@@ -223,11 +222,10 @@ class Writer:
     def _found(self, txn: Transaction, query: Query) -> msgspec.Struct:
         match query:
             case ReadBacklog():
-                images, recipes = view.backlog_page(txn, query.after, query.count)
-                return BacklogPage(query=query.query, images=tuple(images), recipes=recipes)
-            case FindContent(sha256=sha256):
-                owner = view.content_owner(txn, sha256)
-                return ContentFound(query=query.query, sha256=sha256, owner=owner)
+                images = view.backlog_page(txn, query.after, query.count)
+                return BacklogPage(query=query.query, images=tuple(images))
+            case FindContent(sha256=sha256, image=image):
+                return view.content_found(txn, query.query, sha256, image)
             case ComparePaths(files=files):
                 changed = view.changed_files(txn, files)
                 return PathsCompared(query=query.query, changed=changed)
