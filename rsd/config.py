@@ -26,7 +26,10 @@ from rsd.vocabulary import Recipe
 #: Where a configuration file is looked for, after `--config` and `RSD_CONFIG`.
 CONFIG_PLACES = (Path("rsd.toml"), Path("/etc/rsd/rsd.toml"))
 #: Environment variables that are not settings.
-NOT_SETTINGS = {"RSD_CONFIG", "RSD_FAILPOINT", "RSD_RUNTIME_DIR", "RSD_VLLM_URL", "RSD_VLLM_TARGET"}
+NOT_SETTINGS = {
+    *("RSD_CONFIG", "RSD_RUNTIME_DIR"),
+    *("RSD_FAILPOINT", "RSD_MAP_BYTES", "RSD_EVIDENCE", "RSD_VLLM_URL", "RSD_VLLM_TARGET"),
+}
 #: The settings that say where a daemon works and keeps its state.
 PLACES = ("image_dir", "output_dir", "state_dir")
 #: `n` draws of one request, and all draws of one image, must fit into the seeds of an image.

@@ -15,8 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from rsd import logs, pointers
 from rsd.config import state_dir
 from rsd.errors import StateError, UserError
@@ -436,10 +434,7 @@ class Supervisor:
         self._think(PolicyChanged(policy=policy_of(settings, recipe, once=self.once)))
         summary = summary_config_of(settings, recipe)
         interval = settings.checkpoint_interval
-        self.scribe.opening = msgspec.structs.replace(
-            self.scribe.opening, summary=summary, checkpoint_interval=interval
-        )
-        self.pool.put(self.writer, Resettle(summary=summary, checkpoint_interval=interval))
+        self.scribe.resettle(Resettle(summary=summary, checkpoint_interval=interval))
         self.reporter.settings = settings
         self.reporter.throttle = host.Throttle(settings.throttle)
         keys = (settings.generation.key, settings.grading.key)

@@ -50,7 +50,7 @@ from rsd.queues import Mailbox
 from rsd.writer import view
 from rsd.writer.apply import Application
 from rsd.writer.publish import Publisher
-from rsd.writer.store import Store, Transaction
+from rsd.writer.store import Store, Transaction, first_map_size
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ class Writer:
         if opening.recover:  # under a living hub these may be files that are being written
             sweep_temporary(state)
             sweep_temporary(self._spool)
-        self._store = Store(state / "lmdb")
+        self._store = Store(state / "lmdb", map_size=first_map_size())
         self._publisher = Publisher(self._store, opening)
         # Bounded by what the hub lets be unacknowledged and unanswered; a bound here would leave
         # pings behind it unread.
@@ -186,6 +186,8 @@ class Writer:
                 application.apply(numbered)
             stats = application.finish()
             failpoint("writer.before-commit")
+            if any(isinstance(numbered.fact, ImageDecided) for numbered in batch):
+                failpoint("writer.before-decision")
 
         while not self._attempt("state", lambda: self._store.write(work)):
             time.sleep(RETRY_SECONDS)

@@ -18,7 +18,7 @@ import lmdb
 import msgspec
 
 from rsd.errors import StateError
-from rsd.files import filesystem_type
+from rsd.files import failpoint, filesystem_type
 from rsd.messages import Stats
 from rsd.vocabulary import ImageId
 
@@ -212,6 +212,7 @@ class Store:
 
             def step(txn: Transaction, to: int = version) -> None:
                 MIGRATIONS[to](txn)
+                failpoint("store.migrating")
                 txn.put("meta", b"schema", str(to).encode())
 
             self.write(step)
@@ -244,6 +245,7 @@ class Store:
             except lmdb.MapFullError:
                 size = self._env.info()["map_size"] * 2
                 log.warning("the state's map is full; it grows to %d MiB", size // 1024**2)
+                failpoint("store.growing")
                 self._env.set_mapsize(size)
             except lmdb.Error as e:
                 # A plain Error carries an errno of the system, EIO for one.
@@ -258,6 +260,11 @@ class Store:
     def close(self) -> None:
         """Unmap."""
         self._env.close()
+
+
+def first_map_size() -> int:
+    """Address space in bytes; `RSD_MAP_BYTES` makes it small, so that tests see it grow."""
+    return int(os.environ.get("RSD_MAP_BYTES", MAP_SIZE))
 
 
 def refuse_network(path: Path) -> None:
