@@ -118,7 +118,13 @@ class Probe(Struct, frozen=True, kw_only=True, tag_field="kind", tag="probe"):
     profile: Profile = Profile()
 
 
-Task = Prepare | Generate | Judge | Probe
+class ReadLoad(Struct, frozen=True, kw_only=True, tag_field="kind", tag="read_load"):
+    """How full is a server by its own account? Asked aside of the calls, which it must not delay."""
+
+    endpoint: str
+
+
+Task = Prepare | Generate | Judge | Probe | ReadLoad
 
 
 class Lease(Struct, frozen=True, kw_only=True, tag_field="kind", tag="lease"):
@@ -218,6 +224,14 @@ class Probed(Struct, frozen=True, kw_only=True, tag_field="kind", tag="probed"):
     warning: str = ""  #: e.g. that seeds take no effect
 
 
+class LoadRead(Struct, frozen=True, kw_only=True, tag_field="kind", tag="load_read"):
+    """vLLM's gauges `num_requests_running` and `num_requests_waiting`, all engines together."""
+
+    lease: LeaseId
+    running: float
+    waiting: float
+
+
 class Failed(Struct, frozen=True, kw_only=True, tag_field="kind", tag="failed"):
     """The task ended with a classified error."""
 
@@ -235,7 +249,16 @@ class Crashed(Struct, frozen=True, kw_only=True, tag_field="kind", tag="crashed"
 
 
 FromWorker = (
-    LogLine | WorkerReady | Decoding | Prepared | Generated | Graded | Probed | Failed | Crashed
+    LogLine
+    | WorkerReady
+    | Decoding
+    | Prepared
+    | Generated
+    | Graded
+    | Probed
+    | LoadRead
+    | Failed
+    | Crashed
 )
 
 

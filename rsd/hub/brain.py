@@ -47,6 +47,7 @@ from rsd.hub.rounds import Rounds
 from rsd.hub.work import (
     GENERATE,
     JUDGE,
+    LOAD,
     PREPARE,
     PROBE,
     GiveUp,
@@ -66,6 +67,7 @@ from rsd.messages import (
     Generated,
     Graded,
     Judge,
+    LoadRead,
     Prepare,
     Prepared,
     Probed,
@@ -166,6 +168,7 @@ class Brain:
             self.intake.admit(len(self.rounds.images), planned, self._requests)
         if not self.journal.full:
             self.journal.out += self.dispatch.assign_probes(now)
+            self.journal.out += self.dispatch.assign_looks(now)
             self.journal.out += self.dispatch.assign(now, self._task)
             self.journal.out += self.dispatch.assign_prepares(now, self._prepare_task)
         idle = self.intake.idle and not self.rounds.images and not self.journal.unacknowledged
@@ -259,7 +262,9 @@ class Brain:
     # ------------------------------------------------------------------------------------ replies
 
     def _replied(
-        self, worker: str, reply: Prepared | Generated | Graded | Probed | Failed | Crashed
+        self,
+        worker: str,
+        reply: Prepared | Generated | Graded | Probed | LoadRead | Failed | Crashed,
     ) -> None:
         work = self.dispatch.settle(worker, reply.lease) if reply.lease is not None else None
         if isinstance(reply, Crashed):
@@ -280,6 +285,8 @@ class Brain:
                 self._graded(work, reply)
             case Probed():
                 self._probed(work, reply)
+            case LoadRead(running=running, waiting=waiting) if endpoint is not None:
+                endpoint.loaded(running, waiting, self.journal.now)
             case Failed(error=error):
                 self._failed(work, error)
             case Crashed(traceback=text):
@@ -359,6 +366,10 @@ class Brain:
         if work.kind == PREPARE:
             self._prepare_failed(work, error)
             return
+        if work.kind == LOAD:
+            if endpoint is not None:
+                endpoint.load_unknown(error, now)
+            return
         if work.kind == PROBE:
             if endpoint is not None and error.error in ALIVE:
                 endpoint.probed(now, model=endpoint.model, max_model_len=None)
@@ -415,7 +426,7 @@ class Brain:
         convicted = decoding is not None and self.intake.crashed(decoding)
         for work in works:
             call = work.kind in (GENERATE, JUDGE)
-            if work.kind == PROBE or (call and work.image not in self.rounds.images):
+            if work.kind in (PROBE, LOAD) or (call and work.image not in self.rounds.images):
                 continue
             if not (convicted and work.image == decoding):
                 self.dispatch.add(work, front=True)

@@ -7,12 +7,13 @@ from collections import deque
 from collections.abc import Callable
 
 from rsd.facts import ProfileLearned
+from rsd.hub import leases
 from rsd.hub.events import GENERATE, GRADE, Assign, KillWorker, Policy, Say
 from rsd.hub.journal import Journal
 from rsd.hub.leases import LeaseTable
 from rsd.hub.limits import MISCONFIGURED, QUOTA, UNKNOWN, UP, EndpointLimit, pick_endpoint
-from rsd.hub.work import JUDGE, PREPARE, PROBE, Work
-from rsd.messages import Lease, LeaseId, Probe, Task
+from rsd.hub.work import JUDGE, LOAD, PREPARE, PROBE, Work
+from rsd.messages import Lease, LeaseId, Probe, ReadLoad, Task
 from rsd.profiles import initial_profile
 from rsd.vocabulary import CallError, ImageId, Profile
 
@@ -21,6 +22,8 @@ from rsd.vocabulary import CallError, ImageId, Profile
 LEASE_GRACE = 60.0
 #: Seconds that preparing one picture may take.
 PREPARE_DEADLINE = 300.0
+#: Seconds that a look at a server's load may take.
+LOOK_DEADLINE = 30.0
 #: Share of the leases left under pressure; it shrinks by the same again every PRESSURE_SECONDS.
 REDUCED, PRESSURE_SECONDS = 0.5, 30.0
 
@@ -216,7 +219,8 @@ class Dispatcher:
             task = build(work)
             if task is None:
                 continue
-            number = self.leases.grant(worker, work, deadline=now + PREPARE_DEADLINE, prepare=True)
+            deadline = now + PREPARE_DEADLINE
+            number = self.leases.grant(worker, work, deadline=deadline, kind=leases.PREPARE)
             out.append(Assign(worker=worker.name, lease=Lease(lease=number, task=task)))
         return out
 
@@ -246,13 +250,28 @@ class Dispatcher:
             out.append(Assign(worker=worker.name, lease=Lease(lease=number, task=task)))
         return out
 
+    def assign_looks(self, now: float) -> list[Assign]:
+        """Ask the servers that are at work how full they are."""
+        out: list[Assign] = []
+        for (role, url), endpoint in self.endpoints.items():
+            worker = self.leases.pick_aside(role) if endpoint.load_due(now) else None
+            if worker is None:
+                continue
+            endpoint.observing = True
+            work = Work(kind=LOAD, image="", endpoint=url, number=0 if role == GENERATE else 1)
+            deadline = now + LOOK_DEADLINE
+            number = self.leases.grant(worker, work, deadline=deadline, kind=leases.ASIDE)
+            lease = Lease(lease=number, task=ReadLoad(endpoint=url))
+            out.append(Assign(worker=worker.name, lease=lease))
+        return out
+
     def sampling_probed(self, url: str) -> None:
         """The sampling parameters of this endpoint have been tried."""
         self._sampling_probed.add(url)
 
     def lent_images(self) -> set[ImageId]:
         """The images of all open calls; looks at every lease."""
-        return {loan.item.image for loan in self.leases.loans.values() if not loan.prepare}
+        return {loan.item.image for loan in self.leases.loans.values() if loan.kind == leases.CALL}
 
     def settle(self, worker: str, lease: LeaseId) -> Work | None:
         """A reply came; None when its lease had ended before."""
@@ -284,6 +303,8 @@ class Dispatcher:
             return
         if work.kind == PROBE:
             endpoint.probing = False
+        elif work.kind == LOAD:
+            endpoint.observing = False
         else:
             endpoint.ended()
 

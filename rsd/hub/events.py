@@ -15,6 +15,7 @@ from rsd.messages import (
     Generated,
     Graded,
     Lease,
+    LoadRead,
     Prepared,
     Probed,
     Query,
@@ -81,7 +82,7 @@ class Replied:
     """A worker answered a lease."""
 
     worker: str
-    reply: Decoding | Prepared | Generated | Graded | Probed | Failed | Crashed
+    reply: Decoding | Prepared | Generated | Graded | Probed | LoadRead | Failed | Crashed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,10 +24,15 @@ class Worker:
     slots: int  #: threads for calls
     calls: set[LeaseId] = field(default_factory=set)
     prepares: set[LeaseId] = field(default_factory=set)
+    asides: set[LeaseId] = field(default_factory=set)  #: small questions, on a thread of their own
     overdue: int = 0  #: leases whose deadline passed without a reply
     leaving: bool = False  #: takes no new leases
     decoding: ImageId | None = None
     images: dict[str, None] = field(default_factory=dict)  #: contents it was sent, oldest first
+
+
+#: Kinds of leases: by the threads of a worker that serve them.
+CALL, PREPARE, ASIDE = "call", "prepare", "aside"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +43,7 @@ class Loan(Generic[T]):
     worker: str
     item: T
     deadline: float
-    prepare: bool
+    kind: str  #: CALL, PREPARE or ASIDE
 
 
 #: Contents remembered per worker for affinity; a worker's own cache holds fewer.
@@ -75,7 +80,7 @@ class LeaseTable(Generic[T]):
         worker = self.workers.pop(name, None)
         if worker is None:
             return [], None
-        open_leases = sorted(worker.calls | worker.prepares)
+        open_leases = sorted(worker.calls | worker.prepares | worker.asides)
         return [self.loans.pop(i).item for i in open_leases], worker.decoding
 
     def pick(self, role: str, sha256: str, spare: int) -> Worker | None:
@@ -90,6 +95,10 @@ class LeaseTable(Generic[T]):
         with_image = [w for w in fit if sha256 in w.images and len(w.calls) < w.slots]
         return max(with_image or fit, key=lambda w: w.slots - len(w.calls), default=None)
 
+    def pick_aside(self, role: str) -> Worker | None:
+        """Any worker that will stay."""
+        return next((w for w in self.workers.values() if w.role == role and not w.leaving), None)
+
     def pick_for_prepare(self, role: str) -> Worker | None:
         """The worker with the fewest pictures to prepare, if any has room."""
         fit = [
@@ -100,12 +109,13 @@ class LeaseTable(Generic[T]):
         return min(fit, key=lambda w: (len(w.prepares), len(w.calls)), default=None)
 
     def grant(
-        self, worker: Worker, item: T, *, deadline: float, sha256: str = "", prepare: bool = False
+        self, worker: Worker, item: T, *, deadline: float, sha256: str = "", kind: str = CALL
     ) -> LeaseId:
         """Lend an item to a worker; returns the number of the lease."""
         number, self._next = self._next, self._next + 1
-        self.loans[number] = Loan(number, worker.name, item, deadline, prepare)
-        (worker.prepares if prepare else worker.calls).add(number)
+        self.loans[number] = Loan(number, worker.name, item, deadline, kind)
+        held = {CALL: worker.calls, PREPARE: worker.prepares, ASIDE: worker.asides}
+        held[kind].add(number)
         if sha256:
             worker.images.pop(sha256, None)
             worker.images[sha256] = None
@@ -128,10 +138,11 @@ class LeaseTable(Generic[T]):
                 worker.overdue -= 1
             return None
         del self.loans[lease]
-        if loan.prepare:
+        if loan.kind == PREPARE:
             worker.prepares.discard(lease)
             worker.decoding = None
         worker.calls.discard(lease)
+        worker.asides.discard(lease)
         return loan.item
 
     def expire(self, now: float) -> tuple[list[T], list[str]]:
@@ -144,7 +155,8 @@ class LeaseTable(Generic[T]):
             worker = self.workers[loan.worker]
             worker.calls.discard(loan.lease)
             worker.prepares.discard(loan.lease)
-            worker.overdue += 1
+            worker.asides.discard(loan.lease)
+            worker.overdue += loan.kind != ASIDE
         silent = [
             w.name for w in self.workers.values() if w.overdue and not w.calls and not w.prepares
         ]

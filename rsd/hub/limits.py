@@ -1,7 +1,9 @@
 """How much each endpoint may be asked: concurrency, cool-downs, circuit. Pure; times are given.
 
 Concurrency is slow start, then additive growth while the limit is really used, and one cut by
-`CUT` per episode of rate limiting (TCP's AIMD with inspect_ai's figures). An endpoint
+`CUT` per episode of rate limiting (TCP's AIMD with inspect_ai's figures). A server that only
+queues never refuses: vLLM says in its metrics how many requests run and how many wait, and the
+limit follows the running ones. An endpoint
 that fails altogether is *down* and asked by tiny probes until one is answered, so that an outage
 consumes no work.
 """
@@ -27,6 +29,9 @@ REFUSALS_TO_PAUSE = 12
 PROBE_PAUSE_MAX, SETUP_PAUSE_MAX = 15.0, 60.0
 #: Pause after a rate limit that names no time.
 COOL_DOWN = 1.0
+#: Seconds between two looks at a server's own load, and the share of an endpoint's calls that may
+#: wait in the server's queue: enough that a free slot finds one, too few to matter.
+LOAD_SECONDS, QUEUE_SHARE = 1.0, 0.05
 #: Longest time that a server's Retry-After is believed.
 RETRY_AFTER_MAX = 3600.0
 
@@ -59,6 +64,10 @@ class EndpointLimit:
     probing: bool = False
     max_model_len: int | None = None
     rate_limited: int = 0  #: 429s and busy answers, ever
+    observable: bool = True  #: whether it tells its load, as far as is known
+    observing: bool = False
+    observe_at: float = 0.0
+    queued: float = 0.0  #: of our calls, those that wait in the server's queue, by its last word
     _credit: int = 0  #: answers that may still grow the limit: it was in use when they began
 
     def __post_init__(self) -> None:
@@ -95,6 +104,8 @@ class EndpointLimit:
         self.answered += 1
         self.failures = self.refusals = 0
         self.pause = 0.0
+        if self.queued:
+            return  # it has enough
         if self._credit and now >= self.cool_until and now >= self.cut_at + EPISODE_SECONDS:
             self._credit -= 1
             self.limit += 1.0 if self.slow_start else 1.0 / self.limit
@@ -124,6 +135,28 @@ class EndpointLimit:
                 self.answered += 1
                 self.failures = 0
 
+    def load_due(self, now: float) -> bool:
+        """Whether the server should be asked for its load."""
+        idle = self.state != UP or not self.in_flight
+        return self.observable and not self.observing and not idle and now >= self.observe_at
+
+    def loaded(self, running: float, waiting: float, now: float) -> None:
+        """The server told its load, in sequences: `n` answers of a request count as `n`, and those
+        of other clients are among them, so our calls wait in proportion.
+        """
+        self.observe_at = now + LOAD_SECONDS
+        self.queued = waiting * self.in_flight / (running + waiting) if waiting else 0.0
+        fair = max(1.0, QUEUE_SHARE * self.in_flight)
+        if self.queued > fair:
+            self.slow_start = False
+            self.limit = max(1.0, min(self.limit, float(self.in_flight)) - (self.queued - fair))
+
+    def load_unknown(self, error: CallError, now: float) -> None:
+        """It did not tell. One that answers otherwise than with its load never will."""
+        self.observe_at = now + LOAD_SECONDS
+        self.observable = error.error is ErrorClass.TRANSIENT
+        self.queued = 0.0
+
     def probe_due(self, now: float) -> bool:
         """Whether a probe should be sent."""
         return self.state != UP and not self.probing and now >= self.probe_at
@@ -139,6 +172,7 @@ class EndpointLimit:
         self.limit = min(FIRST_LIMIT, float(self.cap))
         self.slow_start = True
         self.cool_until = 0.0
+        self.observable, self.queued = True, 0.0
 
     def _cut(self, error: CallError, now: float) -> None:
         self.rate_limited += 1

@@ -11,6 +11,7 @@ from rsd.messages import QueuedImage
 from rsd.vocabulary import CallError, ImageId, Profile
 
 PREPARE, GENERATE, JUDGE, PROBE = "prepare", "generate", "judge", "probe"
+LOAD = "load"  #: a look at a server's metrics
 
 
 @dataclass(slots=True, eq=False)
