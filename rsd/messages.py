@@ -119,7 +119,7 @@ class Probe(Struct, frozen=True, kw_only=True, tag_field="kind", tag="probe"):
 
 
 class ReadLoad(Struct, frozen=True, kw_only=True, tag_field="kind", tag="read_load"):
-    """How full is a server by its own account? Asked aside of the calls, which it must not delay."""
+    """How full is a server by its own account? Asked aside of the calls, so as not to wait."""
 
     endpoint: str
 

@@ -26,6 +26,16 @@ class Generation(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Annotated[int, Meta(ge=1, le=4096)] | None,
         Meta(description="Most requests in flight, all servers together."),
     ] = None
+    requests_per_minute: Annotated[
+        Annotated[float, Meta(gt=0)] | None,
+        Meta(description="Most requests a minute, all processes together; absent: no limit."),
+    ] = None
+    input_tokens_per_minute: Annotated[
+        Annotated[float, Meta(gt=0)] | None, Meta(description="The same of input tokens.")
+    ] = None
+    output_tokens_per_minute: Annotated[
+        Annotated[float, Meta(gt=0)] | None, Meta(description="The same of output tokens.")
+    ] = None
     timeout: Annotated[
         float, Meta(gt=0, le=86400, description="Seconds that one call may take in all.")
     ] = 1200.0
@@ -53,6 +63,16 @@ class Grading(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     workers: Annotated[
         Annotated[int, Meta(ge=1, le=4096)] | None,
         Meta(description="Most requests in flight, all endpoints together."),
+    ] = None
+    requests_per_minute: Annotated[
+        Annotated[float, Meta(gt=0)] | None,
+        Meta(description="Most requests a minute, all processes together; absent: no limit."),
+    ] = None
+    input_tokens_per_minute: Annotated[
+        Annotated[float, Meta(gt=0)] | None, Meta(description="The same of input tokens.")
+    ] = None
+    output_tokens_per_minute: Annotated[
+        Annotated[float, Meta(gt=0)] | None, Meta(description="The same of output tokens.")
     ] = None
     timeout: Annotated[
         float, Meta(gt=0, le=86400, description="Seconds that one call may take in all.")

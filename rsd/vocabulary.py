@@ -109,6 +109,14 @@ class Usage(Struct, frozen=True, kw_only=True):
     cached_tokens: int = 0
 
 
+class Rates(Struct, frozen=True, kw_only=True):
+    """What may be sent and received per minute; None is no limit."""
+
+    requests: float | None = None
+    input_tokens: float | None = None
+    output_tokens: float | None = None
+
+
 class CallError(Struct, frozen=True, kw_only=True):
     """Why a call or a picture failed. Holds no secret; `message` is a few hundred chars."""
 

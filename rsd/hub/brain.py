@@ -266,7 +266,10 @@ class Brain:
         worker: str,
         reply: Prepared | Generated | Graded | Probed | LoadRead | Failed | Crashed,
     ) -> None:
-        work = self.dispatch.settle(worker, reply.lease) if reply.lease is not None else None
+        usage = reply.usage if isinstance(reply, Generated | Graded | Failed) else None
+        work = None
+        if reply.lease is not None:
+            work = self.dispatch.settle(worker, reply.lease, usage)
         if isinstance(reply, Crashed):
             self.journal.say("error", f"a bug in worker {worker}:\n{reply.traceback}")
         if work is None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from rsd.facts import ProfileLearned
 from rsd.hub import leases
+from rsd.hub.budgets import Budget
 from rsd.hub.events import GENERATE, GRADE, Assign, KillWorker, Policy, Say
 from rsd.hub.journal import Journal
 from rsd.hub.leases import LeaseTable
@@ -15,7 +16,7 @@ from rsd.hub.limits import MISCONFIGURED, QUOTA, UNKNOWN, UP, EndpointLimit, pic
 from rsd.hub.work import JUDGE, LOAD, PREPARE, PROBE, Work
 from rsd.messages import Lease, LeaseId, Probe, ReadLoad, Task
 from rsd.profiles import initial_profile
-from rsd.vocabulary import CallError, ImageId, Profile
+from rsd.vocabulary import CallError, ImageId, Profile, Usage
 
 #: Seconds that a lease may take beyond its call's own time-out before the worker counts as hung;
 #: the worker ends a call by itself, so this only meets workers that are stuck.
@@ -30,6 +31,7 @@ REDUCED, PRESSURE_SECONDS = 0.5, 30.0
 #: States of an endpoint in a user's words.
 WORDS = {QUOTA: "out of credit", MISCONFIGURED: "misconfigured", UNKNOWN: "not reached yet"}
 
+ROLES = GENERATE, GRADE
 ROLE_OF = {"generate": GENERATE, JUDGE: GRADE}
 
 
@@ -46,11 +48,15 @@ class Dispatcher:
         self._delayed: list[tuple[float, int, Work]] = []
         self._tie = 0
         self._sampling_probed: set[str] = set()
+        self.budgets = dict(zip(ROLES, map(Budget, policy.rates), strict=True))
         self.configure(policy)
 
     def configure(self, policy: Policy) -> None:
         """Take over the endpoints of the settings; known ones keep what was learned of them."""
         self.policy = policy
+        for role, rates in zip(ROLES, policy.rates, strict=True):
+            if rates != self.budgets[role].rates:
+                self.budgets[role].change(rates)
         before, self.endpoints = self.endpoints, {}
         for role, url in policy.endpoints:
             index = 0 if role == GENERATE else 1
@@ -191,7 +197,7 @@ class Dispatcher:
                 work = queue[0]
                 endpoint = pick_endpoint(self.of(role), work.endpoint or None, now)
                 worker = self.leases.pick(role, work.sha256, spare)
-                if endpoint is None or worker is None:
+                if endpoint is None or worker is None or not self.budgets[role].ready(now):
                     break
                 queue.popleft()
                 task = build(work, endpoint)
@@ -200,6 +206,7 @@ class Dispatcher:
                 if work.tried != endpoint.url:
                     work.tried, work.answered_before = endpoint.url, endpoint.answered
                 work.endpoint, work.profile = endpoint.url, endpoint.profile
+                work.reserved = self.budgets[role].started()
                 endpoint.started()
                 deadline = now + (1 + spare) * self.policy.timeouts[index] + LEASE_GRACE
                 number = self.leases.grant(worker, work, deadline=deadline, sha256=work.sha256)
@@ -273,11 +280,11 @@ class Dispatcher:
         """The images of all open calls; looks at every lease."""
         return {loan.item.image for loan in self.leases.loans.values() if loan.kind == leases.CALL}
 
-    def settle(self, worker: str, lease: LeaseId) -> Work | None:
-        """A reply came; None when its lease had ended before."""
+    def settle(self, worker: str, lease: LeaseId, usage: Usage | None) -> Work | None:
+        """A reply came; None when its lease had ended before. `usage`: tokens of the call."""
         work = self.leases.settle(worker, lease)
         if work is not None:
-            self._ended(work)
+            self._ended(work, usage)
         return work
 
     def leave(self, worker: str) -> tuple[list[Work], str | None]:
@@ -297,7 +304,9 @@ class Dispatcher:
         ]
         return works, kills
 
-    def _ended(self, work: Work) -> None:
+    def _ended(self, work: Work, usage: Usage | None = None) -> None:
+        if work.kind in ROLE_OF:
+            self.budgets[ROLE_OF[work.kind]].ended(work.reserved, usage)
         endpoint = self.endpoint(work)
         if work.kind == PREPARE or endpoint is None:
             return

@@ -21,7 +21,7 @@ from rsd.messages import (
     Query,
     Recovered,
 )
-from rsd.vocabulary import ImageId, Recipe
+from rsd.vocabulary import ImageId, Rates, Recipe
 
 GENERATE, GRADE = "generate", "grade"  #: the two roles of workers and endpoints
 
@@ -50,6 +50,7 @@ class Policy:
     probe_pause: float
     quota_pause: float
     patience: float  #: seconds that a truncated file is waited for; 0 with `--once`
+    rates: tuple[Rates, Rates] = (Rates(), Rates())  #: all generators together, all graders
     once: bool = False
     probe_sampling: bool = True
 

@@ -166,6 +166,11 @@ class LeaseTable(Generic[T]):
         """Calls that workers of this role hold."""
         return sum(len(w.calls) for w in self.workers.values() if w.role == role)
 
+    @property
+    def open(self) -> int:
+        """Leases whose answers are worth waiting for."""
+        return sum(loan.kind != ASIDE for loan in self.loans.values())
+
     def slots(self, role: str) -> int:
         """Threads of all living workers of this role."""
         return sum(w.slots for w in self.workers.values() if w.role == role and not w.leaving)

@@ -8,19 +8,20 @@ from pathlib import Path
 from rsd.config import state_dir
 from rsd.hub.events import GENERATE, GRADE, Policy
 from rsd.messages import Configure, Endpoint, SummaryConfig
-from rsd.settings import Settings
-from rsd.vocabulary import Recipe
+from rsd.settings import Generation, Grading, Settings
+from rsd.vocabulary import Rates, Recipe
 
-#: Most requests in flight per endpoint when the settings name no number.
-DEFAULT_CAP = 64
+#: Most requests in flight per endpoint when the settings name no number. vLLM says itself how many
+#: it can compute at once; other servers only refuse, and are asked more carefully.
+DEFAULT_CAPS = 256, 64
 
 
 def caps(settings: Settings) -> tuple[int, int]:
     """Most requests in flight: (all generators together, all graders together)."""
     generation, grading = settings.generation, settings.grading
     return (
-        generation.workers or DEFAULT_CAP * len(generation.api),
-        grading.workers or DEFAULT_CAP * len(grading.api),
+        generation.workers or DEFAULT_CAPS[0] * len(generation.api),
+        grading.workers or DEFAULT_CAPS[1] * len(grading.api),
     )
 
 
@@ -29,6 +30,15 @@ def slots(settings: Settings) -> tuple[int, int]:
     generate, grade = caps(settings)
     processes = settings.processes
     return -(-generate // processes.generators), -(-grade // processes.graders)
+
+
+def rates_of(section: Generation | Grading) -> Rates:
+    """What a pool may send and receive per minute."""
+    return Rates(
+        requests=section.requests_per_minute,
+        input_tokens=section.input_tokens_per_minute,
+        output_tokens=section.output_tokens_per_minute,
+    )
 
 
 def policy_of(settings: Settings, recipe: Recipe, *, once: bool) -> Policy:
@@ -41,8 +51,9 @@ def policy_of(settings: Settings, recipe: Recipe, *, once: bool) -> Policy:
         ),
         models=(generation.model, grading.model),
         caps=caps(settings),
-        endpoint_caps=(generation.workers or DEFAULT_CAP, grading.workers or DEFAULT_CAP),
+        endpoint_caps=(generation.workers or DEFAULT_CAPS[0], grading.workers or DEFAULT_CAPS[1]),
         timeouts=(generation.timeout, grading.timeout),
+        rates=(rates_of(generation), rates_of(grading)),
         slots=slots(settings),
         max_n=generation.max_n,
         grade_tokens=grading.max_tokens,

@@ -405,7 +405,7 @@ class Supervisor:
         self._think(DrainRequested())
 
     def _drained(self, now: float) -> None:
-        open_leases = len(self.brain.dispatch.leases.loans)
+        open_leases = self.brain.dispatch.leases.open
         settled = self.scribe.settled or bool(self.scribe.blocked)
         late = self._drain_until is not None and now >= self._drain_until
         if late and open_leases:

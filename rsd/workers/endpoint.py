@@ -27,10 +27,21 @@ from rsd.errors import ErrorClass
 from rsd.messages import Endpoint
 from rsd.vocabulary import CallError
 from rsd.workers.refusals import classify_status, excerpt
-from rsd.workers.replies import CallFailed, Models, Reply, decode, read_models, read_reply
+from rsd.workers.replies import (
+    CallFailed,
+    Load,
+    Models,
+    Reply,
+    decode,
+    read_load,
+    read_models,
+    read_reply,
+)
 
 #: Longest answer body in bytes, before and after decompression; 2,048 tokens are a few kilobytes.
 MAX_BODY_BYTES: Final = 16 * 1024 * 1024
+#: vLLM's metrics lie beside /v1, not below it.
+METRICS: Final = "/metrics"
 #: Bytes read between two looks at the clock.
 CHUNK_BYTES: Final = 64 * 1024
 #: Longest time for the connection itself and for sending the request, in seconds.
@@ -79,7 +90,7 @@ class Client:
         self._adapter = HTTPAdapter(pool_connections=1, pool_maxsize=pool_size, max_retries=0)
         self._headers: dict[str, str | bytes] = {
             "Content-Type": "application/json",
-            "Accept": "application/json",
+            "Accept": "application/json, text/plain;q=0.5",
         }
         if self._key:
             self._headers["Authorization"] = b"Bearer " + self._key.encode()
@@ -111,6 +122,10 @@ class Client:
         if data is None:
             raise CallFailed(self._no_json(raw))
         return read_models(data)
+
+    def load(self) -> Load:
+        """How full the server is by its own account. Raises CallFailed."""
+        return read_load(self._call("GET", METRICS, None))
 
     def _call(self, method: str, path: str, body: bytes | None) -> bytes:
         """The body of a 2xx. Raises CallFailed for all else."""
@@ -150,7 +165,9 @@ class Client:
         template = self._templates.get(path)
         if template is None:
             parts = urlsplit(self.endpoint.url)
-            url = parts._replace(path=parts.path.rstrip("/") + path).geturl()
+            base = parts.path.rstrip("/")
+            base = base.removesuffix("/v1") if path == METRICS else base
+            url = parts._replace(path=base + path).geturl()
             template = requests.Request(method, url, headers=self._headers).prepare()
             self._templates[path] = template
         request = template.copy()

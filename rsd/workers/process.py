@@ -30,9 +30,11 @@ from rsd.messages import (
     Failed,
     Lease,
     LeaseId,
+    LoadRead,
     Prepare,
     Probe,
     Probed,
+    ReadLoad,
     Task,
     ToWorker,
     WorkerReady,
@@ -139,10 +141,11 @@ class Worker:
         self.pictures = Pictures()
         self.configuration: Configure | None = None
         self._slots = slots
-        self._handlers: dict[type, Handler] = {Probe: probe, **handlers}
+        self._handlers: dict[type, Handler] = {Probe: probe, ReadLoad: read_load, **handlers}
         self._clients: dict[str, Client] = {}
         self._calls: queue.SimpleQueue[Lease] = queue.SimpleQueue()
         self._prepares: queue.SimpleQueue[Lease] = queue.SimpleQueue()
+        self._asides: queue.SimpleQueue[Lease] = queue.SimpleQueue()
 
     def run(self) -> None:
         """Serve until the hub closes the mailbox, which ends the process."""
@@ -153,10 +156,10 @@ class Worker:
             threading.Thread(
                 target=self._serve, args=(self._calls,), name=f"call-{k}", daemon=True
             ).start()
-        # Pictures have one thread of their own, so that a death while decoding names one picture.
-        threading.Thread(
-            target=self._serve, args=(self._prepares,), name="prepare", daemon=True
-        ).start()
+        # Pictures have one thread of their own, so that a death while decoding names one picture;
+        # looks at a server's load have one, because they must not wait for calls to end.
+        for name, leases in (("prepare", self._prepares), ("aside", self._asides)):
+            threading.Thread(target=self._serve, args=(leases,), name=name, daemon=True).start()
         while True:
             message = self.mailbox.get()
             if isinstance(message, Configure):
@@ -165,6 +168,8 @@ class Worker:
                 self.pictures.drop(message.sha256)
             elif isinstance(message.task, Prepare):
                 self._prepares.put(message)
+            elif isinstance(message.task, ReadLoad):
+                self._asides.put(message)
             else:
                 self._calls.put(message)
 
@@ -267,6 +272,12 @@ def probe(worker: Worker, lease: LeaseId, task: Probe) -> Probed:
         max_model_len=lengths.get(model),
         warning=excerpt(warning),
     )
+
+
+def read_load(worker: Worker, lease: LeaseId, task: ReadLoad) -> LoadRead:
+    """vLLM's own account of its load. Raises CallFailed when the server has none."""
+    load = worker.client(task.endpoint).load()
+    return LoadRead(lease=lease, running=load.running, waiting=load.waiting)
 
 
 def _resolve(task: Probe, names: tuple[str, ...]) -> str:

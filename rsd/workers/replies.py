@@ -23,6 +23,10 @@ COUNT_MAX: Final = 2**53
 #: Longest name of a model or finish reason, in characters.
 NAME_MAX: Final = 200
 
+#: A line of vLLM's metrics, in Prometheus' text format; one for each of the server's engines.
+_LOAD = re.compile(
+    rb"^vllm:num_requests_(running|waiting)(?:\{[^}\n]*\})?[ \t]+([0-9.eE+]+)", re.MULTILINE
+)
 _LONE_SURROGATES = re.compile(r"[\ud800-\udfff]")
 _FINISH: Final = {
     "max_tokens": "length",
@@ -63,6 +67,13 @@ class Models(msgspec.Struct, frozen=True):
 
     names: tuple[str, ...]
     lengths: dict[str, int]  #: longest context in tokens, of those that say it
+
+
+class Load(msgspec.Struct, frozen=True):
+    """How many sequences a server computes, and how many wait for their turn."""
+
+    running: float
+    waiting: float
 
 
 def decode(raw: bytes) -> Any:
@@ -205,3 +216,20 @@ def _bad(message: str, reason: str) -> CallError:
     return CallError(
         error=ErrorClass.BAD_REPLY, message=excerpt(message), reason=reason, status=200
     )
+
+
+def read_load(raw: bytes) -> Load:
+    """The gauges of a metrics page. Raises CallFailed when it has none of vLLM's."""
+    found = {b"running": 0.0, b"waiting": 0.0}
+    rows = _LOAD.findall(raw)
+    try:
+        for name, value in rows:
+            found[name] += float(value)
+    except ValueError:
+        rows = []
+    if not rows:
+        error = CallError(
+            error=ErrorClass.UNSUPPORTED, message="no metrics of vLLM", reason="no_metrics"
+        )
+        raise CallFailed(error)
+    return Load(found[b"running"], found[b"waiting"])

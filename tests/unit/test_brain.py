@@ -77,7 +77,7 @@ def test_order_errors_and_deaths_change_no_result(seed: int, which: int) -> None
     world = World(rng, policy(RECIPES[which], max_attempts=50), trouble, kills=0.05)
     world.run(PATHS)
     assert results(world) == results(undisturbed(RECIPES[which]))
-    assert world.brain.dispatch.leases.loans == {}
+    assert world.brain.dispatch.leases.open == 0
     assert not world.brain.rounds.images
 
 

@@ -39,12 +39,14 @@ from rsd.messages import (
     Graded,
     Judge,
     Judgement,
+    LoadRead,
     Open,
     Prepare,
     Prepared,
     Probe,
     Probed,
     ReadBacklog,
+    ReadLoad,
     SummaryConfig,
 )
 from rsd.vocabulary import CallError, Recipe, Usage, path_key
@@ -243,13 +245,16 @@ class Hub:
         table = self.brain.dispatch.leases
         for name, worker in table.workers.items():
             assert len(worker.calls) <= worker.slots + 1, "more leases than slots + 1"
-            assert worker.calls | worker.prepares <= set(self.leases[name]), "a lease not sent"
+            assert worker.calls | worker.prepares | worker.asides <= set(self.leases[name]), (
+                "a lease not sent"
+            )
         for role in ("generate", "grade"):
             for endpoint in self.brain.dispatch.of(role):
                 lent = [
                     loan
                     for loan in table.loans.values()
-                    if loan.item.endpoint == endpoint.url and loan.item.kind not in ("prepare",)
+                    if loan.item.endpoint == endpoint.url
+                    and loan.item.kind not in ("prepare", "load")
                 ]
                 calls = [loan for loan in lent if loan.item.kind != "probe"]
                 assert endpoint.in_flight == len(calls), "an endpoint's calls are miscounted"
@@ -466,6 +471,8 @@ class BrainMachine(RuleBasedStateMachine):
                 if content == "broken":
                     return Failed(lease=lease, error=bad(reason="corrupt", sha256=sha(content)))
                 return Prepared(lease=lease, image=image, info=info_of(content))
+            case ReadLoad():
+                return LoadRead(lease=lease, running=4.0, waiting=float(lease % 3))
             case Probe(model=model):
                 return Probed(lease=lease, model=model, models=(model,))
             case Generate():

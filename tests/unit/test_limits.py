@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rsd.errors import ErrorClass
-from rsd.hub.leases import LeaseTable
+from rsd.hub.leases import PREPARE, LeaseTable
 from rsd.hub.limits import (
     DOWN,
     FAILURES_TO_OPEN,
@@ -166,6 +166,51 @@ def test_a_death_while_decoding_names_the_image() -> None:
     table.join("g", "generate", 1)
     worker = table.pick_for_prepare("generate")
     assert worker is not None
-    lease = table.grant(worker, "prepare", deadline=1.0, prepare=True)
+    lease = table.grant(worker, "prepare", deadline=1.0, kind=PREPARE)
     table.decoding("g", lease, "image")
     assert table.leave("g") == (["prepare"], "image")
+
+
+def queueing_server(e: EndpointLimit, slots: int, seconds: int, *, others: int = 0) -> list[int]:
+    """A server that never refuses: calls of a second each, `slots` at a time; ours in flight at
+    the end of each second. `others`: calls of other clients that are always there.
+    """
+    seen = []
+    for second in range(seconds):
+        now = 100.0 + second
+        for _ in range(e.room(now)):
+            e.started()
+        there = e.in_flight + others
+        if e.load_due(now):
+            e.loaded(min(slots, there), max(0, there - slots), now)
+        done = min(e.in_flight, slots * e.in_flight // there if there else 0)
+        for _ in range(done):
+            e.succeeded(now + 0.9)
+            e.ended()
+        seen.append(done + e.in_flight)
+    return seen
+
+
+def test_a_server_that_only_queues_is_kept_full_and_not_much_more() -> None:
+    e = endpoint(cap=256)
+    seen = queueing_server(e, 32, 120)
+    assert all(32 <= flying <= 32 + 32 // 5 for flying in seen[-60:])
+
+
+def test_what_other_clients_use_is_left_to_them() -> None:
+    e = endpoint(cap=256)
+    seen = queueing_server(e, 32, 200, others=16)
+    assert all(8 <= flying <= 24 for flying in seen[-60:])
+
+
+def test_a_server_without_metrics_is_not_asked_again_until_it_was_away() -> None:
+    e = endpoint()
+    e.started()
+    assert e.load_due(5.0)
+    e.load_unknown(error(ErrorClass.MISCONFIGURED), 5.0)
+    assert not e.load_due(1000.0)
+    e.probed(1001.0, model="m", max_model_len=None)
+    assert e.load_due(1002.0)
+    e.load_unknown(error(ErrorClass.TRANSIENT), 1002.0)
+    assert not e.load_due(1002.5)
+    assert e.load_due(1003.0)

@@ -38,12 +38,14 @@ from rsd.messages import (
     Graded,
     Judge,
     Judgement,
+    LoadRead,
     Prepare,
     Prepared,
     Probe,
     Probed,
     QueuedImage,
     ReadBacklog,
+    ReadLoad,
     Stats,
 )
 from rsd.vocabulary import CallError, ImageInfo, Recipe, Usage, image_id
@@ -218,7 +220,7 @@ class World:
 
     def check(self) -> None:
         for worker, leases in self.leases.items():
-            calls = [t for t in leases.values() if not isinstance(t, Prepare)]
+            calls = [t for t in leases.values() if not isinstance(t, Prepare | ReadLoad)]
             self.most[worker] = max(self.most.get(worker, 0), len(calls))
             assert len(calls) <= self.policy.slots[0] + 1, "more leases than slots + 1"
         assert len(self.brain.intake.window) <= 256
@@ -309,6 +311,9 @@ class World:
             return Prepared(lease=lease, image=task.image, info=info_of(task.path))
         if isinstance(task, Probe):
             return Probed(lease=lease, model=task.model, models=(task.model,))
+        if isinstance(task, ReadLoad):
+            waiting = self.rng.choice((0.0, 0.0, 1.0, 20.0))
+            return LoadRead(lease=lease, running=8.0, waiting=waiting)
         if isinstance(task, Generate):
             for k, index in enumerate(task.samples):
                 key = (task.image, index)
