@@ -54,6 +54,7 @@ class Configure(Struct, frozen=True, kw_only=True, tag_field="kind", tag="config
     min_side: int
     max_aspect: float
     background: str  #: `auto`, `white` or `black`, for transparent pictures
+    pictures: str = "data"  #: how they are sent: `data`, `uuid` or `file`
     log_level: str = "INFO"
 
 

@@ -44,6 +44,13 @@ class Generation(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         int, Meta(ge=1, le=1024, description="Most answers asked for in one request.")
     ] = 16
     ca_file: Annotated[str, Meta(description="Own certificate authority (PEM) for https.")] = ""
+    pictures: Annotated[
+        Literal["data", "uuid", "file"],
+        Meta(
+            description="data: bytes in each request; uuid: once, then by name (vLLM); file: by "
+            "path, for a vLLM here with --allowed-local-media-path STATE/spool."
+        ),
+    ] = "data"
 
     def __repr__(self) -> str:
         return f"Generation(api={self.api!r}, model={self.model!r})"

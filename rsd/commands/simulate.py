@@ -60,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="another seed: other answers and grades")
     add("--api-key", default="", help="ask for this key (a made-up one: `ps` shows it)")
     add("--max-model-len", type=int, default=32_768, help="context length in tokens")
+    add("--allowed-local-media-path", default="", help="take file:// pictures below this folder")
     add(
         "--image-decode",
         action=argparse.BooleanOptionalAction,
@@ -94,6 +95,7 @@ def main(args: argparse.Namespace) -> int:
         api_key=args.api_key,
         max_model_len=args.max_model_len,
         decode=args.image_decode,
+        local_media=args.allowed_local_media_path,
     )
     asyncio.run(serve(options, _ready))
     return 0

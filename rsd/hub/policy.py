@@ -85,6 +85,7 @@ def configure_of(settings: Settings, role: str) -> Configure:
         min_side=limits.min_side,
         max_aspect=limits.max_aspect,
         background=limits.background,
+        pictures=settings.generation.pictures if role == GENERATE else "data",
         log_level=settings.log_level,
     )
 

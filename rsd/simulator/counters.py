@@ -36,6 +36,7 @@ class Counters:
         self.in_flight = getattr(self, "in_flight", 0)
         self.max_in_flight = self.in_flight
         self.prompt_tokens = self.output_tokens = 0
+        self.received_bytes = 0  # of request bodies
         self.prefix_queries = self.prefix_hits = 0
         self.picture_queries = self.picture_hits = 0
         self.by_status: Counter[str] = Counter()
@@ -127,6 +128,7 @@ class Counters:
             "running": self._slots.running,
             "waiting": self._slots.waiting,
             "busy_seconds": round(self._slots.busy_seconds, 4),
+            "received_bytes": self.received_bytes,
             "prompt_tokens": self.prompt_tokens,
             "output_tokens": self.output_tokens,
             "images": len(strings),

@@ -10,7 +10,9 @@ import io
 import warnings
 from collections import OrderedDict
 from concurrent.futures import Executor
+from pathlib import Path
 from typing import Final
+from urllib.parse import unquote
 
 from PIL import Image, ImageOps
 
@@ -73,14 +75,30 @@ def _rgb(data: bytes) -> Image.Image:
 class DataUrls:
     """The pictures behind data URLs, each distinct URL decoded once, off the event loop."""
 
-    def __init__(self, reader: Reader, executor: Executor) -> None:
+    def __init__(self, reader: Reader, executor: Executor, local_media: str = "") -> None:
         self._reader = reader
         self._executor = executor
+        self._local_media = local_media
+        self._held: dict[str, Picture] = {}  # by the callers' names
         self._known: OrderedDict[tuple[int, int, str], Picture] = OrderedDict()
         self._pending: dict[tuple[int, int, str], asyncio.Future[Picture]] = {}
 
-    async def of(self, url: str) -> Picture:
-        """Raises Refused, worded as vLLM does."""
+    async def of(self, url: str | None, uuid: str = "") -> Picture:
+        """A picture by its URL, or by the name under which it came before (then the URL is not
+        even looked at, as with vLLM). Raises Refused, worded as vLLM does.
+        """
+        held = self._held.get(uuid) if uuid else None
+        if held is not None:
+            return held
+        if url is None:
+            text = "Cache miss for image at index 0 but data is not provided."
+            raise vllm_error(400, text)
+        picture = await self._of(url)
+        if uuid and len(self._held) < REMEMBERED_MAX:
+            self._held[uuid] = picture
+        return picture
+
+    async def _of(self, url: str) -> Picture:
         # Python's own 64-bit hash of a text: far cheaper than sha256 on each request's picture.
         key = (hash(url), len(url), url[-32:])
         known = self._known.get(key)
@@ -106,7 +124,7 @@ class DataUrls:
 
     def _read(self, url: str) -> Picture:
         try:
-            picture = self._reader.read(bytes_of(url))
+            picture = self._reader.read(bytes_of(url, self._local_media))
         except TooManyPixels as e:
             raise vllm_error(500, str(e), "InternalServerError") from None
         except NotAPicture as e:
@@ -117,8 +135,18 @@ class DataUrls:
         return picture
 
 
-def bytes_of(url: str) -> bytes:
-    """The bytes of a data URL. Raises Refused with the status that vLLM gives."""
+def bytes_of(url: str, local_media: str = "") -> bytes:
+    """The bytes of a data URL, or of a file below `local_media` when that is allowed. Raises
+    Refused with the status that vLLM gives.
+    """
+    if url.startswith("file://") and local_media:
+        path = Path(unquote(url.removeprefix("file://"))).resolve()
+        if not path.is_relative_to(Path(local_media).resolve()):
+            raise vllm_error(400, "The file path must be a subpath of the allowed local media path")
+        try:
+            return path.read_bytes()
+        except OSError as e:
+            raise vllm_error(500, str(e), "InternalServerError") from None
     if not url.startswith("data:"):
         raise _foreign(url)
     head, comma, body = url.partition(",")

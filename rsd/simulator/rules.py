@@ -51,6 +51,7 @@ class Question:
     text: str
     url: str | None
     images: int
+    uuid: str = ""  #: the caller's name of that picture
 
 
 #: How a request is refused: status, message, type or code, param.
@@ -65,7 +66,7 @@ def question_of(body: dict[str, Any], refuse: Refuse) -> Question:
     if not messages:
         raise refuse("Cannot apply chat template to an empty conversation.", None)
     texts: list[str] = []
-    urls: list[str] = []
+    urls: list[tuple[str | None, str]] = []
     for message in messages:
         content = message.get("content") if isinstance(message, dict) else None
         if isinstance(content, str):
@@ -75,18 +76,26 @@ def question_of(body: dict[str, Any], refuse: Refuse) -> Question:
                 _read_part(part, texts, urls, refuse)
         else:
             raise refuse("1 validation error: messages: content is missing", "body.messages")
-    return Question("\n\n".join(texts), urls[-1] if urls else None, len(urls))
+    url, uuid = urls[-1] if urls else (None, "")
+    return Question("\n\n".join(texts), url, len(urls), uuid)
 
 
-def _read_part(part: Any, texts: list[str], urls: list[str], refuse: Refuse) -> None:
+def _read_part(
+    part: Any, texts: list[str], urls: list[tuple[str | None, str]], refuse: Refuse
+) -> None:
     kind = part.get("type") if isinstance(part, dict) else None
     if kind == "text" and isinstance(part.get("text"), str):
         texts.append(part["text"])
         return
     picture = part.get("image_url") if kind == "image_url" else None
+    uuid = part.get("uuid") if kind == "image_url" else None
+    name = uuid if isinstance(uuid, str) else ""
+    if picture is None and name:
+        urls.append((None, name))
+        return
     if not isinstance(picture, dict) or not isinstance(picture.get("url"), str):
         raise refuse(f"1 validation error: messages: unusable part of type {kind!r}", "body")
-    urls.append(picture["url"])
+    urls.append((picture["url"], name))
 
 
 def number(body: dict[str, Any], name: str, default: float) -> float:

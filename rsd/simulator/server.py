@@ -72,6 +72,7 @@ class Options:
     api_key: str = field(default="", repr=False)
     max_model_len: int = 32_768
     decode: bool = True
+    local_media: str = ""  #: folder of which `file://` pictures are taken
 
 
 class Change(Struct, kw_only=True, forbid_unknown_fields=True):
@@ -152,8 +153,8 @@ class Side:
         body = await self._body(request)
         question = self.role.read(body)
         picture = None
-        if question.url is not None:
-            picture = await self._urls.of(question.url)
+        if question.images:
+            picture = await self._urls.of(question.url, question.uuid)
         plan = self.role.plan(body, question, picture)
         fault = self._faults.strike(self.role.name, plan.identity, plan.text)
         kind = fault.kind if fault else ""
@@ -189,6 +190,7 @@ class Side:
             text = "Unsupported Media Type: Only 'application/json' is allowed"
             raise self.role.error(400, text)
         raw = await request.read()
+        self.counters.received_bytes += len(raw)
         try:
             body = msgspec.json.decode(raw)
         except (msgspec.DecodeError, UnicodeDecodeError) as e:
@@ -403,7 +405,7 @@ async def serve(options: Options, ready: Callable[[dict[str, Any]], None]) -> No
     with contextlib.ExitStack() as stack:
         executor = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
         stack.callback(executor.shutdown, wait=False, cancel_futures=True)
-        sides = _sides(options, DataUrls(reader, executor), pictures)
+        sides = _sides(options, DataUrls(reader, executor, options.local_media), pictures)
         runners = [_runner(side) for side in sides]
         try:
             ports = []

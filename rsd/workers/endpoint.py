@@ -7,6 +7,7 @@ another host). What a body means is read in `replies.py` and `refusals.py`.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import ipaddress
 import re
@@ -42,6 +43,8 @@ from rsd.workers.replies import (
 MAX_BODY_BYTES: Final = 16 * 1024 * 1024
 #: vLLM's metrics lie beside /v1, not below it.
 METRICS: Final = "/metrics"
+#: Most names of pictures that a server may hold.
+HELD_MAX: Final = 10_000
 #: Bytes read between two looks at the clock.
 CHUNK_BYTES: Final = 64 * 1024
 #: Longest time for the connection itself and for sending the request, in seconds.
@@ -59,22 +62,44 @@ def chat_body(
     parameters: dict[str, Any],
     *,
     detail: bool = True,
+    uuid: str = "",
 ) -> bytes:
     """The JSON of a request: the picture first, the text after it, so that caches can hit.
 
     The picture is spliced in as it is: base64 needs no escaping, and encoding it again for each
-    call would be the largest cost of all. `parameters` are the other fields of the request.
+    call would be the largest cost of all. `parameters` are the other fields of the request. `uuid`
+    names the picture; with it and without `data_url` the server must hold the picture (vLLM).
     """
     encode = msgspec.json.encode
     parts: list[bytes] = [b'{"model":', encode(model), b',"messages":[{"role":"user","content":[']
+    name = b',"uuid":' + encode(uuid) if uuid else b""
     if data_url is not None:
         parts += [b'{"type":"image_url","image_url":{"url":"', data_url]
-        parts.append(b'","detail":"high"}},' if detail else b'"}},')
+        parts += [b'","detail":"high"}' if detail else b'"}', name, b"},"]
+    elif uuid:
+        parts += [b'{"type":"image_url","image_url":null', name, b"},"]
     safe = text.encode("utf-8", "replace").decode()  # a lone surrogate is not to be had as JSON
     parts += [b'{"type":"text","text":', encode(safe), b"}]}]"]
     rest = encode(parameters)
     parts.append(b"}" if rest == b"{}" else b"," + rest[1:])
     return b"".join(parts)
+
+
+class Held:
+    """Names of the pictures that a server was sent and may still hold; the oldest are forgotten."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, None] = {}  # threads share it: single operations only
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._names
+
+    def add(self, name: str) -> None:
+        """It was answered with this picture in the request."""
+        self._names[name] = None
+        if len(self._names) > HELD_MAX:
+            with contextlib.suppress(KeyError, RuntimeError):
+                del self._names[next(iter(self._names))]
 
 
 class Client:
@@ -101,6 +126,7 @@ class Client:
         self._proxies = {} if _is_loopback(parts.hostname or "") else dict(settings["proxies"])
         self._verify: bool | str = endpoint.ca_file or settings["verify"] or True
         self._templates: dict[str, requests.PreparedRequest] = {}
+        self.holds = Held()
 
     def chat(self, body: bytes) -> Reply:
         """One chat completion. Raises CallFailed."""

@@ -12,6 +12,7 @@ from rsd.messages import Completion, Decoding, Generate, Generated, LeaseId, Pre
 from rsd.workers import images
 from rsd.workers.endpoint import chat_body
 from rsd.workers.process import Worker, token_cap
+from rsd.workers.replies import CallFailed, Reply
 
 
 def main(inbox: Connection, outbox: Connection, name: str, slots: int) -> None:
@@ -47,10 +48,7 @@ def prepare(worker: Worker, lease: LeaseId, task: Prepare) -> Prepared:
 
 def generate(worker: Worker, lease: LeaseId, task: Generate) -> Generated:
     """One chat completion. Raises CallFailed."""
-    url = worker.pictures.url(worker.spool, task.sha256, reduced=task.reduced)
-    detail = "detail" not in task.profile.drop
-    body = chat_body(task.model, url, task.prompt, parameters(task), detail=detail)
-    reply = worker.client(task.endpoint).chat(body)
+    reply = ask(worker, task)
     failpoint("generator.answered")
     return Generated(
         lease=lease,
@@ -63,6 +61,33 @@ def generate(worker: Worker, lease: LeaseId, task: Generate) -> Generated:
         model=reply.model or task.model,
         timestamp=time.time(),
     )
+
+
+def ask(worker: Worker, task: Generate) -> Reply:
+    """Send a request, with its picture in the form that the settings name. Raises CallFailed."""
+    configuration, client = worker.configuration, worker.client(task.endpoint)
+    assert configuration is not None
+    sent = parameters(task)
+    detail = "detail" not in task.profile.drop
+
+    def body(url: bytes | None, uuid: str = "") -> bytes:
+        return chat_body(task.model, url, task.prompt, sent, detail=detail, uuid=uuid)
+
+    if configuration.pictures == "file" and not task.reduced:
+        path = worker.spool / task.sha256
+        return client.chat(body(path.resolve().as_uri().encode()))
+    url, uuid = worker.pictures.get(worker.spool, task.sha256, reduced=task.reduced)
+    if configuration.pictures != "uuid":
+        return client.chat(body(url))
+    if uuid in client.holds:
+        try:
+            return client.chat(body(None, uuid))
+        except CallFailed as e:
+            if e.error.reason != "picture_not_held":
+                raise
+    reply = client.chat(body(url, uuid))
+    client.holds.add(uuid)
+    return reply
 
 
 def parameters(task: Generate) -> dict[str, Any]:

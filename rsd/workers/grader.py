@@ -29,7 +29,7 @@ def main(inbox: Connection, outbox: Connection, name: str, slots: int) -> None:
 def judge(worker: Worker, lease: LeaseId, task: Judge) -> Graded:
     """One grading call. Raises CallFailed."""
     question = judging.question(task)
-    url = worker.pictures.url(worker.spool, task.sha256, reduced=task.reduced)
+    url, _ = worker.pictures.get(worker.spool, task.sha256, reduced=task.reduced)
     detail = "detail" not in task.profile.drop
     body = chat_body(task.model, url, question.text, parameters(task, question), detail=detail)
     reply = worker.client(task.endpoint).chat(body)

@@ -14,6 +14,7 @@ import time
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable
+from hashlib import blake2b
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -78,11 +79,13 @@ class Pictures:
         self._capacity = capacity
         self._lock = threading.Lock()  # call threads share it
         self._encoding = threading.Lock()
-        self._urls: OrderedDict[str, bytes] = OrderedDict()
+        self._urls: OrderedDict[str, tuple[bytes, str]] = OrderedDict()
         self._bytes = 0
 
-    def url(self, spool: Path, sha256: str, *, reduced: bool) -> bytes:
-        """The data URL of a picture. Raises CallFailed when its spool file is gone."""
+    def get(self, spool: Path, sha256: str, *, reduced: bool) -> tuple[bytes, str]:
+        """The data URL of a picture and a name that only these bytes have. Raises CallFailed when
+        its spool file is gone.
+        """
         key = f"{sha256}:half" if reduced else sha256
         found = self._known(key)
         if found is not None:
@@ -92,14 +95,15 @@ class Pictures:
             if found is not None:
                 return found
             url = _data_url(spool / sha256, reduced)
+            found = url, blake2b(url, digest_size=16).hexdigest()
             with self._lock:
-                self._urls[key] = url
+                self._urls[key] = found
                 self._bytes += len(url)
                 while self._bytes > self._capacity and len(self._urls) > 1:
-                    self._bytes -= len(self._urls.popitem(last=False)[1])
-        return url
+                    self._bytes -= len(self._urls.popitem(last=False)[1][0])
+        return found
 
-    def _known(self, key: str) -> bytes | None:
+    def _known(self, key: str) -> tuple[bytes, str] | None:
         with self._lock:
             found = self._urls.get(key)
             if found is not None:
@@ -110,9 +114,9 @@ class Pictures:
         """This picture is not needed any more."""
         with self._lock:
             for key in (sha256, f"{sha256}:half"):
-                url = self._urls.pop(key, None)
-                if url is not None:
-                    self._bytes -= len(url)
+                found = self._urls.pop(key, None)
+                if found is not None:
+                    self._bytes -= len(found[0])
 
 
 def _data_url(path: Path, reduced: bool) -> bytes:

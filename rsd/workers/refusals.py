@@ -73,6 +73,8 @@ _UNSUPPORTED = re.compile(
     r"n must be 1\b|only n ?= ?1",
     re.IGNORECASE,
 )
+#: vLLM, asked by `uuid` alone for a picture that its multimodal cache does not hold (any more).
+_NOT_HELD = re.compile(r"cache miss for image|data is not provided", re.IGNORECASE)
 _FORM = re.compile(
     r"(invalid|unsupported|not support|unavailable|not available|unknown|unrecognized|must be)"
     r".{0,80}(response_format|json_schema|json_object|structured[_ ]output)|"
@@ -255,6 +257,8 @@ def _server_error(status: int, said: Said) -> Verdict:
 def _by_words(said: Said) -> Verdict | None:
     """What the text of a 400 means; None when it is just a bad request."""
     words = said.words
+    if _NOT_HELD.search(words):
+        return Verdict(ErrorClass.TRANSIENT, "picture_not_held")
     if _FILTER.search(words):
         return Verdict(ErrorClass.REFUSED, "content_filter")
     if _KEY.search(words):

@@ -23,42 +23,42 @@ def spool(folder: Path, name: str, size: int = 300) -> bytes:
 def test_a_picture_is_encoded_once(tmp_path: Path) -> None:
     url = spool(tmp_path, "a")
     pictures = Pictures()
-    assert pictures.url(tmp_path, "a", reduced=False) == url
+    assert pictures.get(tmp_path, "a", reduced=False)[0] == url
     (tmp_path / "a").unlink()
-    assert pictures.url(tmp_path, "a", reduced=False) == url
+    assert pictures.get(tmp_path, "a", reduced=False)[0] == url
 
 
 def test_the_oldest_picture_goes_when_there_is_no_room(tmp_path: Path) -> None:
     urls = {name: spool(tmp_path, name) for name in "abc"}
     pictures = Pictures(capacity=2 * len(urls["a"]))
     for name in "abac":  # b is the one that was used longest ago
-        assert pictures.url(tmp_path, name, reduced=False) == urls[name]
+        assert pictures.get(tmp_path, name, reduced=False)[0] == urls[name]
     for name in "abc":
         (tmp_path / name).unlink()
-    assert pictures.url(tmp_path, "a", reduced=False) == urls["a"]
-    assert pictures.url(tmp_path, "c", reduced=False) == urls["c"]
+    assert pictures.get(tmp_path, "a", reduced=False)[0] == urls["a"]
+    assert pictures.get(tmp_path, "c", reduced=False)[0] == urls["c"]
     with pytest.raises(CallFailed) as caught:
-        pictures.url(tmp_path, "b", reduced=False)
+        pictures.get(tmp_path, "b", reduced=False)
     assert caught.value.error.reason == "spool_missing"
 
 
 def test_a_picture_larger_than_the_cache_is_served(tmp_path: Path) -> None:
     url = spool(tmp_path, "a")
     pictures = Pictures(capacity=10)
-    assert pictures.url(tmp_path, "a", reduced=False) == url
+    assert pictures.get(tmp_path, "a", reduced=False)[0] == url
 
 
 def test_a_dropped_picture_makes_room(tmp_path: Path) -> None:
     urls = {name: spool(tmp_path, name) for name in "abc"}
     pictures = Pictures(capacity=2 * len(urls["a"]))
     for name in "ab":
-        pictures.url(tmp_path, name, reduced=False)
+        pictures.get(tmp_path, name, reduced=False)
     pictures.drop("a")
     pictures.drop("a")
     pictures.drop("never seen")
-    pictures.url(tmp_path, "c", reduced=False)
+    pictures.get(tmp_path, "c", reduced=False)
     (tmp_path / "b").unlink()
-    assert pictures.url(tmp_path, "b", reduced=False) == urls["b"]
+    assert pictures.get(tmp_path, "b", reduced=False)[0] == urls["b"]
 
 
 def test_threads_share_a_picture(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_threads_share_a_picture(tmp_path: Path) -> None:
     pictures = Pictures()
     found: list[bytes] = []
     threads = [
-        threading.Thread(target=lambda: found.append(pictures.url(tmp_path, "a", reduced=False)))
+        threading.Thread(target=lambda: found.append(pictures.get(tmp_path, "a", reduced=False)[0]))
         for _ in range(8)
     ]
     for thread in threads:
