@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from rsd.facts import Numbered, ProfileLearned, StepChosen
 from rsd.vocabulary import (
+    Allowance,
     CallError,
     Candidate,
     Grade,
@@ -193,6 +194,7 @@ class Generated(Struct, frozen=True, kw_only=True, tag_field="kind", tag="genera
     seconds: float
     model: str  #: as the server names it
     timestamp: float
+    allowances: tuple[Allowance, ...] = ()
 
 
 class Judgement(Struct, frozen=True, kw_only=True):
@@ -213,6 +215,7 @@ class Graded(Struct, frozen=True, kw_only=True, tag_field="kind", tag="graded"):
     seconds: float
     model: str
     timestamp: float
+    allowances: tuple[Allowance, ...] = ()
 
 
 class Probed(Struct, frozen=True, kw_only=True, tag_field="kind", tag="probed"):

@@ -109,6 +109,14 @@ class Usage(Struct, frozen=True, kw_only=True):
     cached_tokens: int = 0
 
 
+class Allowance(Struct, frozen=True, kw_only=True):
+    """What a server says it will still take before its limits begin anew."""
+
+    remaining: float  #: requests, or tokens
+    seconds: float  #: until the limit is whole again
+    tokens: bool = False  #: whether it is tokens that are counted
+
+
 class Rates(Struct, frozen=True, kw_only=True):
     """What may be sent and received per minute; None is no limit."""
 

@@ -277,6 +277,8 @@ class Brain:
         endpoint = self.dispatch.endpoint(work)
         if endpoint is not None and isinstance(reply, Generated | Graded):
             endpoint.succeeded(self.journal.now)
+            if reply.allowances:
+                self.dispatch.told(endpoint, reply.allowances, self.journal.now)
         match reply:
             case Prepared(info=info) if work.respool:
                 self._respooled(work, info)

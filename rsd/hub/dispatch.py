@@ -16,7 +16,7 @@ from rsd.hub.limits import MISCONFIGURED, QUOTA, UNKNOWN, UP, EndpointLimit, pic
 from rsd.hub.work import JUDGE, LOAD, PREPARE, PROBE, Work
 from rsd.messages import Lease, LeaseId, Probe, ReadLoad, Task
 from rsd.profiles import initial_profile
-from rsd.vocabulary import CallError, ImageId, Profile, Usage
+from rsd.vocabulary import Allowance, CallError, ImageId, Profile, Usage
 
 #: Seconds that a lease may take beyond its call's own time-out before the worker counts as hung;
 #: the worker ends a call by itself, so this only meets workers that are stuck.
@@ -138,6 +138,10 @@ class Dispatcher:
         if endpoint.state != before:
             text = f"{endpoint.url} is {WORDS.get(endpoint.state, endpoint.state)}"
             journal.say("warning", f"{text}: {endpoint.reason}; items wait")
+
+    def told(self, endpoint: EndpointLimit, allowances: tuple[Allowance, ...], now: float) -> None:
+        """A server named what it will still take."""
+        endpoint.told(allowances, sum(self.budgets[endpoint.role].guess), now)
 
     def learn(self, endpoint: EndpointLimit, profile: Profile, journal: Journal) -> None:
         """This endpoint wants to be asked in another way: remember it, say so once."""

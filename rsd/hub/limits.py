@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from rsd.errors import ErrorClass
-from rsd.vocabulary import CallError, Profile
+from rsd.vocabulary import Allowance, CallError, Profile
 
 #: Requests in flight that an endpoint starts with; slow start doubles it every round trip.
 FIRST_LIMIT = 8.0
@@ -68,6 +68,8 @@ class EndpointLimit:
     observing: bool = False
     observe_at: float = 0.0
     queued: float = 0.0  #: of our calls, those that wait in the server's queue, by its last word
+    window_left: float = 0.0  #: calls that the server will take before `window_until`
+    window_until: float = 0.0
     _credit: int = 0  #: answers that may still grow the limit: it was in use when they began
 
     def __post_init__(self) -> None:
@@ -77,7 +79,8 @@ class EndpointLimit:
         """Requests that may be started now."""
         if self.state != UP or now < self.cool_until:
             return 0
-        return max(0, int(self.limit) - self.in_flight)
+        room = max(0, int(self.limit) - self.in_flight)
+        return room if now >= self.window_until else max(0, min(room, int(self.window_left)))
 
     @property
     def usable(self) -> bool:
@@ -92,8 +95,18 @@ class EndpointLimit:
     def started(self) -> None:
         """A request was leased."""
         self.in_flight += 1
+        self.window_left -= 1
         if self.in_flight >= USED_TO_GROW * int(self.limit):
             self._credit = self.in_flight
+
+    def told(self, allowances: tuple[Allowance, ...], tokens_per_call: float, now: float) -> None:
+        """The server says what it will still take: no more is started until that begins anew."""
+        for allowance in allowances:
+            size = max(1.0, tokens_per_call) if allowance.tokens else 1.0
+            calls = allowance.remaining / size - self.in_flight  # those may not be counted yet
+            until = now + allowance.seconds
+            if now >= self.window_until or calls < self.window_left:
+                self.window_left, self.window_until = max(0.0, calls), until
 
     def ended(self) -> None:
         """Its lease ended, however."""

@@ -14,7 +14,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any, Final, NamedTuple
 
 from rsd.errors import ErrorClass
-from rsd.vocabulary import CallError
+from rsd.vocabulary import Allowance, CallError
 
 #: Longest error text that is kept, in characters.
 EXCERPT: Final = 300
@@ -388,6 +388,28 @@ def retry_after(headers: Mapping[str, str], now: float) -> float | None:
                 waits.append(wait)
     longest = max((w for w in waits if w > 0), default=None)
     return None if longest is None else min(longest, RETRY_AFTER_MAX)
+
+
+def allowances(headers: Mapping[str, str], now: float) -> tuple[Allowance, ...]:
+    """What is left by the `x-ratelimit-*` of an answer; `now` is Unix seconds.
+
+    Some servers send -1 and 0 for "no limit": only positive numbers are believed.
+    """
+    found: list[Allowance] = []
+    low = {name.lower(): value for name, value in headers.items()}
+    for name, value in low.items():
+        if not name.startswith("x-ratelimit-remaining"):
+            continue
+        left = duration(value) or 0.0
+        wait = duration(low.get(name.replace("remaining", "reset"), "")) or 0.0
+        if wait > 1e11:  # milliseconds since 1970
+            wait = wait / 1000 - now
+        elif wait > 1e9:
+            wait -= now
+        if left > 0 and 0 < wait <= RETRY_AFTER_MAX:
+            tokens = "token" in name
+            found.append(Allowance(remaining=left, seconds=wait, tokens=tokens))
+    return tuple(found)
 
 
 def duration(text: str) -> float | None:
