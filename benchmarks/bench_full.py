@@ -79,7 +79,7 @@ def main() -> None:
         ],
         rows,
         f"Medians of {args.rounds} rounds. Busy: places of the limiting pool in use between 10 % "
-        "and 90 % of the served time. Served: from the first picture at the server to the last "
+        "and 90 % of that pool's time. Served: from the first picture at the server to the last "
         "answer. "
         "Whole: the life of the process. Best: the work of the limiting pool over its places. "
         "Encodings: most distinct byte strings that were sent of one picture. "

@@ -322,15 +322,16 @@ def run(client: str, sim: Simulator, work: Work, places: tuple[int, int], home: 
 
 
 def _busy(history: dict[str, Any], places: tuple[int, int]) -> dict[str, float]:
-    first, last = history["generator"]["first"], history["grader"]["last"]
-    low = first + EDGE * (last - first)
-    high = last - EDGE * (last - first)
+    """Each pool in the middle of its own run: the grader begins and ends after the generator."""
     found = {}
     for role, slots in zip(("generator", "grader"), places, strict=True):
         seen = history[role]
+        first, last = seen["first"], seen["last"]
         if seen["began"] is None or not slots:
             found[role] = 0.0
             continue
+        low = first + EDGE * (last - first)
+        high = last - EDGE * (last - first)
         step, began = seen["step"], seen["began"]
         inside = [
             level

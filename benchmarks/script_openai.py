@@ -29,8 +29,8 @@ async def main(job: dict[str, Any]) -> None:
     grader = AsyncOpenAI(base_url=job["grader"], api_key="none", timeout=1200)
     drawing = asyncio.Semaphore(job["gen_workers"])
     grading = asyncio.Semaphore(job["grade_workers"])
-    # Pictures in memory: as many as keep both pools busy.
-    ahead = 2 * job["gen_workers"] * job["n"] // job["candidates"] + 2
+    # Pictures in memory: more than enough to keep both pools busy.
+    ahead = 4 * job["gen_workers"] * job["n"] // job["candidates"] + 4
     room = asyncio.Semaphore(ahead)
     params = dict(job["params"])
     extra = {k: params.pop(k) for k in ("top_k", "min_p", "repetition_penalty")}
