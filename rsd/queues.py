@@ -92,9 +92,7 @@ class Mailbox(Generic[In, Out]):
         self._inbox = inbox
         self._outbox = outbox
         self._decoder = decoder
-        self._replies: queue.SimpleQueue[tuple[bytes, threading.Event | None]]
-        self._replies = queue.SimpleQueue()
-        threading.Thread(target=self._send, name="replies", daemon=True).start()
+        self._sending = threading.Lock()
 
     def get(self) -> In:
         """The next message. EOF means that the hub died: this process ends at once."""
@@ -105,28 +103,13 @@ class Mailbox(Generic[In, Out]):
         return self._decoder.decode(frame)
 
     def reply(self, message: msgspec.Struct) -> None:
-        """Send a message to the hub, without waiting for it."""
-        self._replies.put((msgspec.json.encode(message), None))
+        """Send a message to the hub; it is in the pipe on return, whatever kills us then.
 
-    def reply_now(self, message: msgspec.Struct) -> None:
-        """Send a message and return when it is in the pipe: what comes next may kill us."""
-        sent = threading.Event()
-        self._replies.put((msgspec.json.encode(message), sent))
-        sent.wait()
-
-    def flush(self) -> None:
-        """Return when everything said so far is in the pipe."""
-        sent = threading.Event()
-        self._replies.put((b"", sent))
-        sent.wait()
-
-    def _send(self) -> None:
-        while True:
-            frame, sent = self._replies.get()
-            try:
-                if frame:
-                    self._outbox.send_bytes(frame)
-            except OSError:
-                os._exit(0)
-            if sent is not None:
-                sent.set()
+        The hub always reads, so that this waits for nothing but its turn.
+        """
+        frame = msgspec.json.encode(message)
+        try:
+            with self._sending:
+                self._outbox.send_bytes(frame)
+        except OSError:
+            os._exit(0)

@@ -27,7 +27,7 @@ def prepare(worker: Worker, lease: LeaseId, task: Prepare) -> Prepared:
 
     def announce() -> None:
         """Before Pillow touches the bytes: a death from here on is held against the picture."""
-        worker.mailbox.reply_now(Decoding(lease=lease, image=task.image))
+        worker.mailbox.reply(Decoding(lease=lease, image=task.image))
         failpoint("generator.decoding")
 
     info = images.prepare(

@@ -74,7 +74,6 @@ def main(inbox: Connection, outbox: Connection) -> None:
         Writer(mailbox, opening).run()
     except (StateError, OSError) as e:
         log.critical("%s", e)
-        mailbox.flush()
         os._exit(4)
 
 
@@ -117,7 +116,6 @@ class Writer:
             if close:
                 self._publish_all()
                 self._mailbox.reply(Committed(seq=0, stats=self._stats))
-                self._mailbox.flush()
                 self._store.close()
                 os._exit(0)
             self._publish()
