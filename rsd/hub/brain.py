@@ -146,7 +146,8 @@ class Brain:
                 self._requests = requests_per_image(policy.recipe, policy.max_n)
             case DrainRequested():
                 self.draining = True
-            case Tick():
+            case Tick(blocked=blocked):
+                self.dispatch.blocked = blocked
                 self._expire()
         self._move_on()
         return self.journal.out
@@ -343,6 +344,7 @@ class Brain:
             self.journal.say("warning", f"{endpoint.url}: {reply.warning}")
 
     def _respooled(self, work: Work, info: ImageInfo) -> None:
+        self.intake.refused = ""
         image = self.rounds.images.get(work.image)
         if image is None:
             return
@@ -403,7 +405,7 @@ class Brain:
             self.intake.failed(work, error)
             return
         image = self.rounds.images.get(work.image)
-        if image is not None:
+        if image is not None and not self.intake.waits_for_disk(work, error):
             status = "withdrawn" if error.reason == "vanished" else "failed"
             self.rounds.end_without_result(image, status, error.reason, error.message)
 
