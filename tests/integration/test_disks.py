@@ -379,7 +379,7 @@ def test_the_map_grows_under_load_and_its_readers_go_on(
         assert done.returncode == 0, done.stderr
         assert line.status()["running"]
         shown += 1
-        return len(line.d.results()) == IMAGES
+        return shown >= 5 and len(line.d.results()) == IMAGES
 
     wait_for(look, "all results")
     line.healed()
