@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -48,7 +49,7 @@ def place(root: bytes, name: bytes, source: Path) -> None:
     folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
     *parents, last = name.split(b"/")
     for parent in parents:
-        if parent not in os.listdir(os.fsencode(f"/proc/self/fd/{folder}")):
+        with contextlib.suppress(FileExistsError):
             os.mkdir(parent, dir_fd=folder)
         deeper = os.open(parent, os.O_RDONLY | os.O_DIRECTORY, dir_fd=folder)
         os.close(folder)
@@ -125,6 +126,7 @@ def test_names_of_all_kinds_are_found_and_shown(
         assert b"\x07" not in told.stdout and "\u202e".encode() not in told.stdout, kind
 
 
+@pytest.mark.slow
 def test_folders_deeper_than_a_path_may_be_are_left_out_and_said(
     simulator: Make, daemon: MakeDaemon, tmp_path: Path
 ) -> None:
@@ -185,6 +187,7 @@ def test_few_open_files(simulator: Make, daemon: MakeDaemon, hard: int) -> None:
     )
 
 
+@pytest.mark.slow
 def test_few_calls_need_few_files(simulator: Make, daemon: MakeDaemon) -> None:
     few = ("--gen-workers", "4", "--grade-workers", "4")
     d = daemon(simulator(), "--candidates", "2", *few)
@@ -195,7 +198,7 @@ def test_few_calls_need_few_files(simulator: Make, daemon: MakeDaemon) -> None:
     assert len(d.results()) == 4
 
 
-@pytest.mark.parametrize("where", ["missing", "a file"])
+@pytest.mark.parametrize("where", ["missing", pytest.param("a file", marks=pytest.mark.slow)])
 def test_no_temporary_folder_is_needed(
     simulator: Make, daemon: MakeDaemon, tmp_path: Path, where: str
 ) -> None:
