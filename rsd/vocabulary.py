@@ -18,6 +18,8 @@ from rsd.errors import ErrorClass
 ImageId = str
 #: Seeds of one image lie in [base, base + SEED_SPACE).
 SEED_SPACE: Final = 1024
+#: Reason of a CallError: the disk takes no prepared picture, which is no fault of the picture.
+SPOOL_REFUSED: Final = "spool_refused"
 
 
 def image_id(path: bytes, version: int) -> ImageId:

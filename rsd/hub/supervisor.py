@@ -378,7 +378,7 @@ class Supervisor:
                 self._think(event)
         self.requests.look()
         self._retire_idle()
-        self._think(Tick())
+        self._think(Tick(blocked=bool(self.scribe.blocked)))
         self._report(self.reporter.tick, now)
         if self._drain_until is not None:
             self._drained(now)
