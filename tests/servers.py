@@ -65,7 +65,7 @@ class Request(BaseHTTPRequestHandler):
         with contextlib.suppress(ConnectionError):
             self.server.script(self)
 
-    do_GET = do_POST
+    do_GET = do_CONNECT = do_POST
 
     def log_message(self, format: str, *args: Any) -> None:
         """Tests want no lines on stderr."""
