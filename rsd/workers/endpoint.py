@@ -121,7 +121,8 @@ def _timed(pool: type[HTTPConnectionPool]) -> type[HTTPConnectionPool]:
     """The same kind of pool, of connections that read their answers so."""
     if getattr(pool.ConnectionCls, "response_class", None) is _Response:
         return pool
-    connection = type("Connection", (pool.ConnectionCls,), {"response_class": _Response})
+    kind = pool.ConnectionCls
+    connection = type(kind.__name__, (kind,), {"response_class": _Response})
     return type(pool.__name__, (pool,), {"ConnectionCls": connection})
 
 
@@ -352,6 +353,12 @@ _TROUBLE: Final[tuple[tuple[tuple[type[BaseException], ...], ErrorClass, str, st
         "the answer cannot be decompressed",
     ),
     (
+        (ConnectionRefusedError, urllib3.exceptions.NewConnectionError),
+        ErrorClass.TRANSIENT,
+        "connect",
+        "no connection",
+    ),
+    (
         (requests.exceptions.ConnectTimeout, urllib3.exceptions.ConnectTimeoutError),
         ErrorClass.TRANSIENT,
         "connect",
@@ -362,12 +369,6 @@ _TROUBLE: Final[tuple[tuple[tuple[type[BaseException], ...], ErrorClass, str, st
         ErrorClass.TRANSIENT,
         "timeout",
         "no complete answer in time",
-    ),
-    (
-        (ConnectionRefusedError, urllib3.exceptions.NewConnectionError),
-        ErrorClass.TRANSIENT,
-        "connect",
-        "no connection",
     ),
     (
         (http.client.RemoteDisconnected, ConnectionError),
@@ -384,10 +385,16 @@ _TROUBLE: Final[tuple[tuple[tuple[type[BaseException], ...], ErrorClass, str, st
 )
 
 
+_WRAPPERS: Final = (requests.RequestException, urllib3.exceptions.HTTPError)
+
+
 def _transport_error(e: Exception) -> CallError:
     """No HTTP answer came, or it broke off."""
     causes = list(_causes(e))
-    text = f"{type(e).__name__}: {e}"
+    # What the operating system said; the libraries around it repeat the URL and name themselves.
+    own = [c for c in causes if not isinstance(c, _WRAPPERS)]
+    deepest = own[-1] if own else e
+    text = f"{type(deepest).__name__}: {deepest}"
     if not isinstance(e, requests.RequestException) and "TLS" in text:
         return _error(ErrorClass.MISCONFIGURED, text, "tls", answered=False)  # no such CA file
     if "Tunnel connection failed" in text:
