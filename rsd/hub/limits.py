@@ -95,7 +95,8 @@ class EndpointLimit:
         self.answered += 1
         self.failures = self.refusals = 0
         self.pause = 0.0
-        self.reason = ""
+        if self.state == UP:
+            self.reason = ""
         if self._credit and now >= self.cool_until and now >= self.cut_at + EPISODE_SECONDS:
             self._credit -= 1
             self.limit += 1.0 if self.slow_start else 1.0 / self.limit

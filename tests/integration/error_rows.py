@@ -332,10 +332,10 @@ OUTAGES = (
     Outage(
         "429, Retry-After in seconds",
         E.RATE_LIMITED,
-        chat(answers(429, openai("Rate limit reached", "rate_limit_exceeded"), Retry_After="2")),
+        chat(answers(429, openai("Rate limit reached", "rate_limit_exceeded"), Retry_After="1")),
         "Rate limit reached",
         role="grader",
-        wait=2.0,
+        wait=1.0,
         ci=True,
     ),
     Outage(
@@ -724,7 +724,11 @@ class Oddity:
     requests: int = 1  #: for each draw, or for each grade
     role: str = "generator"
     ends: str = ""  #: the reason in failed/; empty: a result
-    healed: bool = field(default=True)  #: whether `retry` gets a result from a healthy server
+
+    @property
+    def kept(self) -> bool:
+        """Whether it is no error at all: the answer is there, but not worth a grade."""
+        return self.kind is E.TRUNCATED and self.role == "generator"
 
 
 def gets(*contents: Any, finish: str = "stop", refusal: str | None = None, **fields: Any) -> Script:
@@ -868,7 +872,7 @@ ODDITIES = (
     ),
     _bad(
         "gzip that is cut",
-        sends(lambda b: gzip.compress(b)[:40], Content_Encoding="gzip"),
+        sends(lambda b: gzip.compress(b)[:150], Content_Encoding="gzip"),
         E.BAD_REPLY,
         "bad_json",
     ),
@@ -973,11 +977,12 @@ ODDITIES = (
         ends="no_candidate",
     ),
     Oddity(
-        "finish_reason length",
+        "finish_reason length: kept, never graded",
         gets("ADC -->", finish="length"),
-        requests=1,
+        E.TRUNCATED,
         ends="no_candidate",
-        healed=False,
     ),
     _bad("finish_reason length", gets("", finish="length"), E.TRUNCATED, "truncated", "grader"),
 )
+
+POISON = Oddity("500, always", answers(500, DEAD), E.TRANSIENT, "server_error")
