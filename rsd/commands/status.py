@@ -256,6 +256,10 @@ def rows_of(d: dict[str, Any]) -> list[tuple[str, str]]:
         text = (
             f"{e['url']} {e['model']}: {e['state']}{why}, {e['in_flight']}/{e['limit']} in flight"
         )
+        if e["rate_limited"]:
+            text += f", {e['rate_limited']} times too fast"
+        if e["waits_seconds"]:
+            text += f", asked again in {span(e['waits_seconds'] + 1)}"
         rows.append((e["role"], text))
     throttle, watch = d["throttle"], d["watch"]
     free = throttle.get("disk_free_bytes")
