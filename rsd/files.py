@@ -9,11 +9,10 @@ import re
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
-from hashlib import blake2b
 from pathlib import Path
 
-#: A result's stem is cut to this many bytes, so that `<stem>_<id>.json.tmp` fits into 255.
-STEM_BYTES = 180
+from rsd.names import display_path
+
 #: Suffix of every file that is not finished yet; swept when the writer starts.
 TEMPORARY = ".rsd-tmp"
 
@@ -184,28 +183,3 @@ def unwritable(folder: Path) -> str:
     if about.f_flag & os.ST_RDONLY:
         return "Read-only file system"
     return "No space left on device" if not about.f_bavail else ""
-
-
-def display_path(path: bytes) -> str:
-    r"""A path as text that any terminal, log or JSON file can hold (`\xNN` for odd bytes)."""
-    text = path.decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def result_name(path: bytes) -> str:
-    """`<stem>_<id>.json` of a relative path: one name per path, safe as a file name anywhere."""
-    name = path.rpartition(b"/")[2]
-    stem = name.rpartition(b".")[0] or name
-    text = stem[:STEM_BYTES].decode("utf-8", "ignore" if _is_utf8(stem) else "replace")
-    safe = "".join(c if c.isprintable() and c not in "/\\\ufffd" else "_" for c in text)
-    while len(safe.encode()) > STEM_BYTES:
-        safe = safe[:-1]
-    return f"{safe}_{blake2b(path, digest_size=6).hexdigest()}.json"
-
-
-def _is_utf8(data: bytes) -> bool:
-    try:
-        data.decode()
-    except UnicodeDecodeError:
-        return False
-    return True

@@ -16,7 +16,7 @@ from rsd.commands.locate import find, image_dir_of
 from rsd.commands.shield import shielded
 from rsd.commands.status import needed_states
 from rsd.errors import UserError
-from rsd.files import display_path, result_name
+from rsd.names import display_path, result_name
 from rsd.vocabulary import image_id
 from rsd.writer import view
 from rsd.writer.records import ImageRecord

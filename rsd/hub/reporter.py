@@ -14,11 +14,12 @@ from typing import Any
 import msgspec
 
 from rsd import logs, pointers
-from rsd.files import display_path, write_atomically
+from rsd.files import write_atomically
 from rsd.hub import host, live
 from rsd.hub.brain import Brain
 from rsd.hub.events import Ended
 from rsd.hub.scribe import Scribe
+from rsd.names import display_path
 from rsd.settings import Settings
 
 log = logging.getLogger("rsd")

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import deque
 
 from rsd.facts import GradingFailed, ImageDecided, ImageSetAside, SampleFailed, StepChosen
-from rsd.files import display_path
 from rsd.hub.dispatch import Dispatcher
 from rsd.hub.events import GRADE, Forget, Policy
 from rsd.hub.journal import Journal
 from rsd.hub.progress import ActiveImage
 from rsd.hub.sampling import Regrade, Sample, Stop, next_step
 from rsd.hub.work import GENERATE, JUDGE, Work
+from rsd.names import display_path
 from rsd.vocabulary import CallError, ImageId
 
 #: Grading calls waiting, as a multiple of the graders' slots, above which no new round starts.

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from rsd.files import display_path, result_name
+from rsd.names import display_path, result_name
 from tests.evidence import record
 from tests.support import HOME, Daemon, Simulator, draw
 

@@ -18,7 +18,7 @@ import msgspec
 import pytest
 
 from rsd import facts as f
-from rsd.files import TEMPORARY, InstanceLock, holding, result_name
+from rsd.files import TEMPORARY, InstanceLock, holding
 from rsd.messages import (
     BacklogPage,
     Close,
@@ -44,6 +44,7 @@ from rsd.messages import (
     WriterUp,
     from_writer_decoder,
 )
+from rsd.names import result_name
 from rsd.queues import WorkQueue
 from rsd.vocabulary import image_id
 from rsd.writer import process
