@@ -176,7 +176,8 @@ class Run:
     busy: dict[str, float]  #: share of busy places in the middle of that time, by pool
     ideal: float  #: seconds that the best possible schedule takes: work of the limiting pool/places
     cpu: float  #: seconds, user and system, all processes
-    written: int  #: bytes, as the kernel accounts them
+    written: int  #: bytes, as the kernel accounts them when pages become dirty
+    spared: int  #: of them, those of files that were removed before they reached the disk
     requests: int
     strangers: float  #: cores that others used meanwhile
     repeated: int  #: calls that were made twice
@@ -278,6 +279,12 @@ def _machine_cpu() -> float:
     return (user + nice + system + irq + softirq + steal) / _TICK
 
 
+def _io() -> dict[str, int]:
+    """What this process and all that it has reaped did to the disk, in bytes."""
+    lines = (line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    return {name: int(value) for name, value in lines}
+
+
 def run(client: str, sim: Simulator, work: Work, places: tuple[int, int], home: Path) -> Run:
     """One client from its start to its end; `places` of generator and grader. Its files are
     removed. Raises RuntimeError when it fails or does not do the work.
@@ -286,7 +293,7 @@ def run(client: str, sim: Simulator, work: Work, places: tuple[int, int], home: 
         folder = Path(name)
         command, env = command_of(client, folder, sim, work)
         sim.ask("reset", {})
-        machine, before = _machine_cpu(), sim.cpu()
+        machine, before, io = _machine_cpu(), sim.cpu(), _io()
         began = time.monotonic()
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(command, env=env, cwd=HOME, stdout=log, stderr=log)
@@ -295,6 +302,7 @@ def run(client: str, sim: Simulator, work: Work, places: tuple[int, int], home: 
         process.returncode = os.waitstatus_to_exitcode(status)
         cpu = usage.ru_utime + usage.ru_stime
         others = _machine_cpu() - machine - cpu - (sim.cpu() - before)
+        done = _io()
         text = (folder / "log").read_text("utf-8", "replace")
     if process.returncode != 0:
         raise RuntimeError(f"{client} ended with {process.returncode}: {text[-2000:]}")
@@ -313,7 +321,8 @@ def run(client: str, sim: Simulator, work: Work, places: tuple[int, int], home: 
             for role, slots in zip(("generator", "grader"), places, strict=True)
         ),
         cpu=cpu,
-        written=usage.ru_oublock * 512,
+        written=done["write_bytes"] - io["write_bytes"],
+        spared=done["cancelled_write_bytes"] - io["cancelled_write_bytes"],
         requests=stats["generator"]["answered"] + stats["grader"]["answered"],
         strangers=max(0.0, others) / seconds,
         repeated=made - work.total,

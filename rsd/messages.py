@@ -17,12 +17,15 @@ from rsd.vocabulary import (
     Allowance,
     CallError,
     Candidate,
+    FileStat,
     Grade,
     ImageId,
     ImageInfo,
     Profile,
     Recipe,
     SamplingParams,
+    Stats,
+    SummaryConfig,
     Usage,
 )
 
@@ -281,21 +284,6 @@ class Open(Struct, frozen=True, kw_only=True, tag_field="kind", tag="open"):
     log_level: str = "INFO"
 
 
-class SummaryConfig(Struct, frozen=True, kw_only=True):
-    """What `summary.json` repeats of the settings, and the prices per million tokens."""
-
-    image_dir: str
-    prompt_keys: tuple[str, ...]
-    score_threshold: float
-    temperature_range: tuple[float, ...]
-    top_p_range: tuple[float, ...]
-    top_k_range: tuple[int, ...]
-    price_generator_input: float | None = None
-    price_generator_output: float | None = None
-    price_grader_input: float | None = None
-    price_grader_output: float | None = None
-
-
 class ReadBacklog(Struct, frozen=True, kw_only=True, tag_field="kind", tag="read_backlog"):
     """Up to `count` queued images with a queue number above `after`."""
 
@@ -310,14 +298,6 @@ class FindContent(Struct, frozen=True, kw_only=True, tag_field="kind", tag="find
     query: int
     sha256: str
     image: ImageId
-
-
-class FileStat(Struct, frozen=True, kw_only=True):
-    """A file as the watcher sees it."""
-
-    path: bytes
-    size: int
-    mtime_ns: int
 
 
 class ComparePaths(Struct, frozen=True, kw_only=True, tag_field="kind", tag="compare_paths"):
@@ -362,33 +342,6 @@ class Close(Struct, frozen=True, kw_only=True, tag_field="kind", tag="close"):
 
 Query = ReadBacklog | FindContent | ComparePaths | ListPending | FindImages | Ping
 ToWriter = Open | Numbered | Query | Resettle | Close
-
-
-class Stats(Struct, kw_only=True):
-    """Exact counters; they change only in the transaction of the fact that changes them."""
-
-    seen: int = 0
-    queued: int = 0
-    active: int = 0
-    high_quality: int = 0
-    low_quality: int = 0
-    failed: int = 0
-    duplicate: int = 0
-    withdrawn: int = 0
-    generated: int = 0  #: candidates stored
-    graded: int = 0  #: candidates with at least one grade
-    sample_failures: int = 0
-    grading_failures: int = 0
-    grades: int = 0
-    decided: int = 0  #: decisions ever made (an image decided twice counts twice)
-    generation_time: float = 0.0  #: seconds, summed over calls
-    grading_time: float = 0.0
-    generator_input_tokens: int = 0
-    generator_output_tokens: int = 0
-    grader_input_tokens: int = 0
-    grader_output_tokens: int = 0
-    backlog_high: int = 0  #: highest queue number ever given
-    outbox: int = 0  #: results not yet on disk
 
 
 class ImageHistory(Struct, frozen=True, kw_only=True):

@@ -18,6 +18,8 @@ from rsd.errors import ErrorClass
 ImageId = str
 #: Seeds of one image lie in [base, base + SEED_SPACE).
 SEED_SPACE: Final = 1024
+#: Reason of a CallError: the disk takes no prepared picture, which is no fault of the picture.
+SPOOL_REFUSED: Final = "spool_refused"
 
 
 def image_id(path: bytes, version: int) -> ImageId:
@@ -150,7 +152,7 @@ class Candidate(Struct, frozen=True, kw_only=True):
     seed: int
     content: str
     finish_reason: str
-    flaw: str = ""  #: why it is never graded: `truncated`, `empty`, `no_text`; else ""
+    flaw: str = ""  #: why it is never graded, see `hub/gate.py`; else ""
     generation_time: float  #: seconds of the call that made it
     usage: Usage
     model: str
@@ -182,3 +184,53 @@ class Profile(Struct, frozen=True, kw_only=True):
     response_format: str = "json_schema"  #: then `json_object`, then `none`
     multiple: bool = True  #: whether `n` > 1 works
     max_tokens_factor: float = 1.0
+
+
+class FileStat(Struct, frozen=True, kw_only=True):
+    """A file as the watcher sees it."""
+
+    path: bytes
+    size: int
+    mtime_ns: int
+
+
+class SummaryConfig(Struct, frozen=True, kw_only=True):
+    """What `summary.json` repeats of the settings, and the prices per million tokens."""
+
+    image_dir: str
+    prompt_keys: tuple[str, ...]
+    score_threshold: float
+    temperature_range: tuple[float, ...]
+    top_p_range: tuple[float, ...]
+    top_k_range: tuple[int, ...]
+    price_generator_input: float | None = None
+    price_generator_output: float | None = None
+    price_grader_input: float | None = None
+    price_grader_output: float | None = None
+
+
+class Stats(Struct, kw_only=True):
+    """Exact counters; they change only in the transaction of the fact that changes them."""
+
+    seen: int = 0
+    queued: int = 0
+    active: int = 0
+    high_quality: int = 0
+    low_quality: int = 0
+    failed: int = 0
+    duplicate: int = 0
+    withdrawn: int = 0
+    generated: int = 0  #: candidates stored
+    graded: int = 0  #: candidates with at least one grade
+    sample_failures: int = 0
+    grading_failures: int = 0
+    grades: int = 0
+    decided: int = 0  #: decisions ever made (an image decided twice counts twice)
+    generation_time: float = 0.0  #: seconds, summed over calls
+    grading_time: float = 0.0
+    generator_input_tokens: int = 0
+    generator_output_tokens: int = 0
+    grader_input_tokens: int = 0
+    grader_output_tokens: int = 0
+    backlog_high: int = 0  #: highest queue number ever given
+    outbox: int = 0  #: results not yet on disk

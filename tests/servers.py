@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
+import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -23,11 +26,17 @@ class Seen:
     path: str
     headers: Message
     body: bytes
+    at: float = field(default_factory=time.time)  #: Unix seconds of its arrival
 
     @property
     def json(self) -> Any:
         """The body, decoded."""
         return json.loads(self.body)
+
+    @property
+    def item(self) -> bool:
+        """Whether it carries a picture; rsd's probes carry none."""
+        return b'"image_url"' in self.body
 
 
 class Request(BaseHTTPRequestHandler):
@@ -65,7 +74,7 @@ class Request(BaseHTTPRequestHandler):
         with contextlib.suppress(ConnectionError):
             self.server.script(self)
 
-    do_GET = do_POST
+    do_GET = do_CONNECT = do_POST
 
     def log_message(self, format: str, *args: Any) -> None:
         """Tests want no lines on stderr."""
@@ -129,3 +138,127 @@ def completion(*contents: Any, **fields: Any) -> dict[str, Any]:
 def says(*contents: Any, **fields: Any) -> Callable[[Request], None]:
     """A script that gives the same completion to every request."""
     return lambda request: request.answer(200, completion(*contents, **fields))
+
+
+# ------------------------------------------------------------------- one that can lose its manners
+
+Script = Callable[[Request], None]
+
+
+class Gate(Server):
+    """A server that answers well until it is told otherwise, then well again.
+
+    Its URLs are `/NAME/v1`, so that one process can be many endpoints. `fault` answers while it is
+    set, and `struck` remembers what it met.
+    """
+
+    def __init__(self, healthy: Script) -> None:
+        super().__init__(self._either)
+        self.healthy = healthy
+        self.fault: Script | None = None
+        self.struck: list[Seen] = []
+        #: What becomes of an accepted connection: a wrapped one, or OSError.
+        self.greet: Callable[[socket.socket], socket.socket] | None = None
+        self.certificates: dict[str, ssl.SSLContext] = {}
+        self.accepted = 0
+        self.elsewhere = ""  #: where redirecting scripts point
+        self._connections: set[socket.socket] = set()
+        self._thread: threading.Thread | None = None
+
+    def url_of(self, name: str, scheme: str = "http") -> str:
+        """Base URL of one of its endpoints."""
+        return f"{scheme}://127.0.0.1:{self.server_address[1]}/{name}/v1"
+
+    def _either(self, request: Request) -> None:
+        fault = self.fault
+        if fault is None:
+            self.healthy(request)
+            return
+        with self.lock:
+            self.struck.append(Seen(request.command, request.path, request.headers, request.body))
+        fault(request)
+
+    def open(self) -> None:
+        """Listen (again), on the port of before."""
+        if self._thread is not None:
+            return
+        if self.socket.fileno() < 0:
+            self.socket = socket.socket(self.address_family, self.socket_type)
+            self.server_bind()
+            self.server_activate()
+        self._thread = threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True)
+        self._thread.start()
+
+    def leave(self, *, hang_up: bool = True) -> None:
+        """Stop listening; by default also break what is open, as the end of a process does."""
+        if self._thread is not None:
+            self.shutdown()
+            self._thread.join()
+            self._thread = None
+            self.socket.close()
+        if hang_up:
+            self.hang_up()
+
+    def present(self, name: str) -> None:
+        """Speak TLS from now on, with this certificate; plain HTTP without a name."""
+        context = self.certificates.get(name)
+        if context is None:
+            self.greet = None
+        else:
+            self.greet = lambda sock: context.wrap_socket(
+                sock, server_side=True, do_handshake_on_connect=False
+            )
+
+    def hang_up(self) -> None:
+        """Break every open connection."""
+        with self.lock:
+            for sock in self._connections:
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        sock, address = super().get_request()
+        self.accepted += 1
+        if self.greet is not None:
+            sock = self.greet(sock)
+        with self.lock:
+            self._connections.add(sock)
+        return sock, address
+
+    def shutdown_request(self, request: Any) -> None:
+        with self.lock:
+            self._connections.discard(request)
+        super().shutdown_request(request)
+
+
+@contextlib.contextmanager
+def gating(healthy: Script) -> Iterator[Gate]:
+    """A gate for a block."""
+    gate = Gate(healthy)
+    gate.open()
+    try:
+        yield gate
+    finally:
+        gate.over.set()
+        gate.leave()
+
+
+def listing(request: Request, model: str) -> bool:
+    """Answer `GET /models`; whether it was that."""
+    if request.command == "GET":
+        request.answer(200, {"data": [{"id": model, "max_model_len": 2048}]})
+    return request.command == "GET"
+
+
+def generates(request: Request) -> None:
+    """As a generator does: an answer for each of `n`, another for each seed."""
+    if listing(request, "tiny-vl"):
+        return
+    seed, n = request.json.get("seed") or 0, request.json.get("n", 1)
+    request.answer(200, completion(*(f"ADC --> B{seed + k}" for k in range(n))))
+
+
+def grades(request: Request) -> None:
+    """As a grader does."""
+    if not listing(request, "judge"):
+        request.answer(200, completion('{"explanation": "as drawn", "score": 85}'))

@@ -148,7 +148,8 @@ class Brain:
                 self._requests = requests_per_image(policy.recipe, policy.max_n)
             case DrainRequested():
                 self.draining = True
-            case Tick():
+            case Tick(blocked=blocked):
+                self.dispatch.blocked = blocked
                 self._expire()
         self._move_on()
         return self.journal.out
@@ -354,6 +355,7 @@ class Brain:
             self.journal.say("warning", f"{endpoint.url}: {reply.warning}")
 
     def _respooled(self, work: Work, info: ImageInfo) -> None:
+        self.intake.refused = ""
         image = self.rounds.images.get(work.image)
         if image is None:
             return
@@ -418,7 +420,7 @@ class Brain:
             self.intake.failed(work, error)
             return
         image = self.rounds.images.get(work.image)
-        if image is None:
+        if image is None or self.intake.waits_for_disk(work, error):
             return
         if error.error is not ErrorClass.BAD_IMAGE:  # the picture is not to blame
             self.dispatch.later(work, self.journal.now + self.policy.backoff)

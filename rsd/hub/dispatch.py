@@ -44,6 +44,7 @@ class Dispatcher:
         self.endpoints: dict[tuple[str, str], EndpointLimit] = {}
         self.ready: dict[str, deque[Work]] = {GENERATE: deque(), GRADE: deque(), PREPARE: deque()}
         self.level = "normal"
+        self.blocked = False  #: the writer cannot write: what is paid for now could be lost
         self._level_since = 0.0
         self._delayed: list[tuple[float, int, Work]] = []
         self._tie = 0
@@ -171,9 +172,14 @@ class Dispatcher:
         if level != self.level:
             self.level, self._level_since = level, now
 
+    @property
+    def paused(self) -> bool:
+        """Whether nothing new is lent."""
+        return self.blocked or self.level == "paused"
+
     def ceiling(self, role: str, now: float) -> int:
         """Calls of a role that the host's load allows; never less than one but when paused."""
-        if self.level == "paused":
+        if self.paused:
             return 0
         if self.level == "normal":
             return self.cap(role)
@@ -222,7 +228,7 @@ class Dispatcher:
         """Lend pictures to be prepared; they wait for no endpoint."""
         out: list[Assign] = []
         queue = self.ready[PREPARE]
-        while queue and self.level != "paused":
+        while queue and not self.paused:
             worker = self.leases.pick_for_prepare(GENERATE)
             if worker is None:
                 break

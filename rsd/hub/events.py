@@ -145,6 +145,8 @@ class DrainRequested:
 class Tick:
     """Time has passed."""
 
+    blocked: bool = False  #: the writer cannot write: no new work until it can
+
 
 Event = (
     WorkerUp

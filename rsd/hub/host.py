@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -18,6 +19,7 @@ from typing import Any, Final
 
 import psutil
 
+from rsd.errors import UserError
 from rsd.settings import Throttle as ThrottleSettings
 
 #: Margins for recovery, so that a level does not flicker: percent of CPU, percent of memory, share
@@ -35,6 +37,7 @@ class HostSample:
     cpu_percent: float
     memory_percent: float
     disk_free_bytes: int
+    disk: str = ""  #: the folder on the fullest disk
 
 
 def sample(paths: Iterable[Path]) -> HostSample:
@@ -47,11 +50,13 @@ def sample(paths: Iterable[Path]) -> HostSample:
     free = []
     for path in paths:
         with contextlib.suppress(OSError):
-            free.append(shutil.disk_usage(path).free)
+            free.append((shutil.disk_usage(path).free, str(path)))
+    least, disk = min(free, default=(0, ""))
     return HostSample(
         cpu_percent=float(psutil.cpu_percent(interval=None)),
         memory_percent=round(used, 1),
-        disk_free_bytes=min(free, default=0),
+        disk_free_bytes=least,
+        disk=disk,
     )
 
 
@@ -96,7 +101,8 @@ class Throttle:
         self._disk = self._disk_level(seen.disk_free_bytes / MEBIBYTE)
         if self._disk != NORMAL:
             free = seen.disk_free_bytes / MEBIBYTE
-            reasons.append((self._disk, f"disk: {free:.0f} MiB free"))
+            where = f" for {seen.disk}" if seen.disk else ""
+            reasons.append((self._disk, f"disk: {free:.0f} MiB free{where}"))
         for wanted in (PAUSED, REDUCED):
             why = [text for level, text in reasons if level == wanted]
             if why:
@@ -201,15 +207,39 @@ def note_signals(put: Callable[[int], None]) -> dict[int, Any]:
     return {number: signal.signal(number, note) for number in wanted}
 
 
-def process_identity(pid: int) -> float | None:
-    """When a process was started (Unix seconds), None when there is none of that pid."""
+def process_identity(pid: int) -> str | None:
+    """What no other process has, had or will have: this boot, and the ticks from it to the start
+    of the process. None when there is none of that pid. The time of day is not in it: a clock that
+    is set must not make a process another one.
+    """
     try:
-        return float(psutil.Process(pid).create_time())
-    except psutil.Error:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
         return None
+    if len(fields) < 20 or fields[0] in (b"Z", b"X"):
+        return None  # dead, and only not yet collected
+    return f"{boot}/{fields[19].decode()}"
 
 
-def same_process(pid: int, created: float | None) -> bool:
-    """Whether the process that had this pid and start time still lives."""
+def same_process(pid: int, created: object) -> bool:
+    """Whether the process that had this pid and identity still lives."""
     now = process_identity(pid)
-    return now is not None and created is not None and abs(now - created) < 1.0
+    return now is not None and now == created
+
+
+def allow_files(needed: int) -> None:
+    """Let this process and its children open so many files. Raises UserError when the hard limit
+    is lower: later it would be calls that fail, pictures that cannot be read, and no word why.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    if hard == resource.RLIM_INFINITY or hard >= needed:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+            return
+    raise UserError(
+        f"open files: the limit is {soft}, these generation.workers, grading.workers and processes "
+        f"need {needed} (`ulimit -n`, LimitNOFILE= of the unit)"
+    )

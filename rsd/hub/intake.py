@@ -14,16 +14,9 @@ from rsd.facts import DecodeCrashed, ImageChecked, ImageSetAside
 from rsd.hub.dispatch import Dispatcher
 from rsd.hub.events import GENERATE, Ask, Policy
 from rsd.hub.journal import Journal
-from rsd.hub.work import PREPARE, Retry, Work, after_failure
-from rsd.messages import (
-    BacklogPage,
-    ContentFound,
-    FindContent,
-    Prepare,
-    QueuedImage,
-    ReadBacklog,
-)
-from rsd.vocabulary import CallError, ImageId, ImageInfo, image_id
+from rsd.hub.work import PREPARE, Retry, Work, after_failure, pause
+from rsd.messages import BacklogPage, ContentFound, FindContent, Prepare, QueuedImage, ReadBacklog
+from rsd.vocabulary import SPOOL_REFUSED, CallError, ImageId, ImageInfo, image_id
 
 #: Queued images held in memory; the rest is paged from disk.
 WINDOW = 256
@@ -48,6 +41,7 @@ class Intake:
         self.dispatch = dispatch
         self.window: deque[QueuedImage] = deque()
         self.preparing: dict[ImageId, Work] = {}  #: admitted, not verified yet
+        self.refused = ""  #: why prepared pictures cannot be written, as a worker says
         self.deferred = 0  #: truncated files that may still grow
         self.cursor = 0
         self.backlog_high = 0
@@ -77,7 +71,7 @@ class Intake:
 
         `active`: images started and not ended; `planned`: requests that they will still make.
         """
-        if not self.dispatch.usable(GENERATE) or self.dispatch.level == "paused":
+        if not self.dispatch.usable(GENERATE) or self.dispatch.paused:
             return
         ahead = PLANNED_AHEAD * max(1, self.dispatch.ceiling(GENERATE, self.journal.now))
         planned += self.busy * requests_per_image
@@ -129,6 +123,7 @@ class Intake:
         """A picture is verified; `active` maps the contents in work to their images. For those in
         `departed` answers are still to come, which their history must hold.
         """
+        self.refused = ""
         queued = work.queued
         if queued is None or work.image not in self.preparing:
             return
@@ -177,6 +172,8 @@ class Intake:
         queued = work.queued
         if queued is None or work.image not in self.preparing:
             return
+        if self.waits_for_disk(work, error):
+            return
         if error.error is not ErrorClass.BAD_IMAGE:
             verdict = after_failure(work, error, True, self.journal.now, self.policy)
             if isinstance(verdict, Retry):
@@ -194,6 +191,14 @@ class Intake:
         status = "withdrawn" if error.reason == "vanished" else "failed"
         reason = error.reason or error.error.value
         self._set_aside(queued, status, reason, message=error.message, sha256=error.sha256 or "")
+
+    def waits_for_disk(self, work: Work, error: CallError) -> bool:
+        """Whether the spool takes no picture; that is held against none, and tried again."""
+        if error.reason != SPOOL_REFUSED:
+            return False
+        self.refused = error.message
+        self.dispatch.later(work, self.journal.now + pause(work, self.policy))
+        return True
 
     def crashed(self, image: ImageId) -> bool:
         """A worker died decoding this picture; True when that convicts it. Its work, if any, is

@@ -50,7 +50,7 @@ class EndpointLimit:
     model: str = ""  #: resolved by the first probe when the setting is empty
     profile: Profile = field(default_factory=Profile)
     state: str = UNKNOWN
-    reason: str = ""
+    reason: str = ""  #: why it is not up, or the last refusal of one that limits the rate
     limit: float = FIRST_LIMIT
     slow_start: bool = True
     in_flight: int = 0
@@ -117,6 +117,8 @@ class EndpointLimit:
         self.answered += 1
         self.failures = self.refusals = 0
         self.pause = 0.0
+        if self.state == UP:
+            self.reason = ""
         if self.queued:
             return  # it has enough
         if self._credit and now >= self.cool_until and now >= self.cut_at + EPISODE_SECONDS:
@@ -194,6 +196,7 @@ class EndpointLimit:
         if self.state != UP:  # a probe met the limit: the server is there
             self.probe_at = now + wait
             return
+        self.reason = error.message or error.reason
         if now >= self.cut_at + EPISODE_SECONDS:
             self.cut_at = now
             self.slow_start = False

@@ -10,8 +10,8 @@ from rsd import __version__
 from rsd.hub.brain import Brain
 from rsd.hub.events import GENERATE, GRADE
 from rsd.hub.limits import DOWN, MISCONFIGURED, QUOTA, UP, EndpointLimit
-from rsd.messages import Stats
 from rsd.settings import Prices
+from rsd.vocabulary import Stats
 
 #: Seconds over which the rates are taken.
 RATE_WINDOW = 600.0
@@ -84,7 +84,7 @@ def _probe_in(endpoint: EndpointLimit, now: float) -> float:
 
 def bottleneck(brain: Brain, blocked: str, level: str, now: float) -> str:
     """What holds the line: `disk`, `host`, `quota`, `generator`, `grader`, `writer` or `input`."""
-    if blocked:
+    if blocked or brain.intake.refused:
         return "disk"
     if level == "paused":
         return "host"
@@ -102,11 +102,15 @@ def bottleneck(brain: Brain, blocked: str, level: str, now: float) -> str:
     return "grader" if dispatch.leases.in_flight(GRADE) else "input"
 
 
-def reasons(brain: Brain, blocked: str, fatal: list[str], host_reason: str) -> list[str]:
+def reasons(
+    brain: Brain, blocked: str, log_refused: str, fatal: list[str], host_reason: str
+) -> list[str]:
     """What is wrong, one line each; empty means healthy."""
     found = brain.dispatch.health()
-    if blocked:
-        found.append(f"disk: {blocked}; nothing is lost, work waits")
+    for refused in dict.fromkeys(r for r in (blocked, brain.intake.refused) if r):
+        found.append(f"disk: {refused}; nothing is lost, work waits")
+    if log_refused:
+        found.append(f"disk: {log_refused}; lines go to stderr only")
     found += [f"{name} dies again and again (FATAL); see the log" for name in fatal]
     if host_reason and brain.dispatch.level == "paused":
         found.append(f"paused: {host_reason}")
@@ -124,13 +128,14 @@ def document(
     host: dict[str, Any],
     watch: dict[str, Any],
     blocked: str,
+    log_refused: str,
     children: list[dict[str, Any]],
     recent: list[dict[str, Any]],
 ) -> dict[str, Any]:
     """The whole document; `identity` holds pid, times and folders."""
     dispatch = brain.dispatch
     fatal = [child["name"] for child in children if child["state"] == "fatal"]
-    wrong = reasons(brain, blocked, fatal, str(host.get("reason", "")))
+    wrong = reasons(brain, blocked, log_refused, fatal, str(host.get("reason", "")))
     rates = gauge.rates()
     left = stats.queued + stats.active
     speed = rates["images_per_second"]
@@ -176,7 +181,7 @@ def document(
         if speed > 0 and left
         else (0.0 if not left else None),
         "bottleneck": bottleneck(brain, blocked, dispatch.level, now),
-        "throttle": {"level": dispatch.level, **host},
+        "throttle": {"level": "paused" if dispatch.paused else dispatch.level, **host},
         "endpoints": [endpoint_view(e, now) for e in dispatch.endpoints.values()],
         "endpoints_down": sum(e.state in down for e in dispatch.endpoints.values()),
         "watch": watch,

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from rsd.config import state_dir
 from rsd.hub.events import GENERATE, GRADE, Policy
-from rsd.messages import Configure, Endpoint, SummaryConfig
+from rsd.messages import Configure, Endpoint
 from rsd.settings import Generation, Grading, Settings
-from rsd.vocabulary import Rates, Recipe
+from rsd.vocabulary import Rates, Recipe, SummaryConfig
 
 #: Most requests in flight per endpoint when the settings name no number. vLLM says itself how many
 #: it can compute at once; other servers only refuse, and are asked more carefully.

@@ -11,6 +11,7 @@ from rsd.hub.journal import Journal
 from rsd.hub.progress import ActiveImage
 from rsd.hub.sampling import Regrade, Sample, Stop, next_step
 from rsd.hub.work import GENERATE, JUDGE, Work
+from rsd.names import display_path
 from rsd.vocabulary import CallError, ImageId
 
 #: Grading calls waiting, as a multiple of the graders' slots, above which no new round starts.
@@ -190,6 +191,7 @@ class Rounds:
                 self.sample_failed(image, index, error)
             elif work.number in image.draws[index].missing():
                 image.draws[index].failed_grades.add(work.number)
+                self._tell(image, f"grade {work.number} of candidate {index}", error)
                 self.journal.persist(
                     GradingFailed(
                         image=image.image,
@@ -207,5 +209,10 @@ class Rounds:
 
     def sample_failed(self, image: ActiveImage, index: int, error: CallError) -> None:
         image.draws[index].failed = True
+        self._tell(image, f"candidate {index}", error)
         fact = SampleFailed(image=image.image, index=index, error=error, time=self.journal.wall)
         self.journal.persist(fact, 1024)
+
+    def _tell(self, image: ActiveImage, what: str, error: CallError) -> None:
+        told = f"{error.error.value}: {error.message or error.reason}"
+        self.journal.say("warning", f"{display_path(image.path)}, {what}: given up ({told})")

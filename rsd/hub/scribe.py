@@ -13,7 +13,8 @@ import msgspec
 
 from rsd.facts import Fact, ImageDecided, Numbered
 from rsd.files import failpoint
-from rsd.messages import Close, Open, Ping, Query, Resettle, Stats
+from rsd.messages import Close, Open, Ping, Query, Resettle
+from rsd.vocabulary import Stats
 
 #: Seconds between two pings, and of silence after which the writer counts as hung.
 PING_SECONDS, HUNG_SECONDS = 5.0, 120.0

@@ -378,7 +378,7 @@ class Supervisor:
                 self._think(event)
         self.requests.look()
         self._retire_idle()
-        self._think(Tick())
+        self._think(Tick(blocked=bool(self.scribe.blocked)))
         self._report(self.reporter.tick, now)
         if self._drain_until is not None:
             self._drained(now)
@@ -431,22 +431,22 @@ class Supervisor:
 
     def _apply(self, settings: Settings, recipe: Recipe) -> None:
         before, self.settings, self.recipe = self.settings, settings, recipe
-        self._think(PolicyChanged(policy=policy_of(settings, recipe, once=self.once)))
         summary = summary_config_of(settings, recipe)
         interval = settings.checkpoint_interval
         self.scribe.resettle(Resettle(summary=summary, checkpoint_interval=interval))
         self.reporter.settings = settings
         self.reporter.throttle = host.Throttle(settings.throttle)
         keys = (settings.generation.key, settings.grading.key)
-        folder = Path(settings.output_dir) / "logs"
-        logs.to_stderr_and_file(folder, settings.log_level, keys)
+        logs.to_stderr_and_file(Path(settings.output_dir) / "logs", settings.log_level, keys)
         if (slots(before), before.processes) == (slots(settings), settings.processes):
             for child in self._workers():
                 self.pool.put(child, configure_of(settings, child.role))
-            return
-        for child in self._workers():
-            self._think(WorkerLeaving(worker=child.name))
-        self._start_workers()
+        else:
+            for child in self._workers():
+                self._think(WorkerLeaving(worker=child.name))
+            self._start_workers()
+        # Last: it may lend work for new endpoints, which a worker must know by then.
+        self._think(PolicyChanged(policy=policy_of(settings, recipe, once=self.once)))
 
     def _report(self, how: Callable[..., None], now: float) -> None:
         how(self.brain, self.scribe, self.folder.status(now), processes(self.pool), now)

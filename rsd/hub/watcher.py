@@ -28,8 +28,8 @@ from watchdog.observers import Observer
 
 from rsd.files import filesystem_type
 from rsd.hub.settle import SettleTable, is_candidate, is_open_folder
-from rsd.messages import FileStat
 from rsd.settings import Watch
+from rsd.vocabulary import FileStat
 
 log = logging.getLogger("rsd")
 

@@ -1,15 +1,19 @@
 """One HTTP call to a chat-completions endpoint, and the class of what went wrong.
 
-The total time of a call is enforced by reading the body in pieces; retries are the brain's
-business, so the adapter does none, and redirects are not followed (the key must not travel to
-another host). What a body means is read in `replies.py` and `refusals.py`.
+The total time of a call covers every byte of the answer, from its status line on: each read of the
+socket is given what is left of it. Retries are the brain's business, so the adapter does none, and
+redirects are not followed (the key must not travel to another host). What a body means is read in
+`replies.py` and `refusals.py`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.client
+import io
 import ipaddress
+import math
 import re
 import socket
 import ssl
@@ -22,10 +26,13 @@ import msgspec
 import requests
 import urllib3.exceptions
 from requests.adapters import HTTPAdapter
+from urllib3.connectionpool import HTTPConnectionPool
+from urllib3.poolmanager import PoolManager
 from urllib3.util.timeout import Timeout
 
 from rsd.errors import ErrorClass
 from rsd.messages import Endpoint
+from rsd.redact import Redactor
 from rsd.vocabulary import CallError
 from rsd.workers.refusals import classify_status, excerpt
 from rsd.workers.replies import (
@@ -45,7 +52,7 @@ MAX_BODY_BYTES: Final = 16 * 1024 * 1024
 METRICS: Final = "/metrics"
 #: Most names of pictures that a server may hold.
 HELD_MAX: Final = 10_000
-#: Bytes read between two looks at the clock.
+#: Most bytes taken from the connection at once.
 CHUNK_BYTES: Final = 64 * 1024
 #: Longest time for the connection itself and for sending the request, in seconds.
 CONNECT_SECONDS: Final = 30.0
@@ -102,17 +109,90 @@ class Held:
                 del self._names[next(iter(self._names))]
 
 
+class _Timed(io.RawIOBase):
+    """What a socket receives, until the time-out that the socket had at the start is over in all.
+
+    A time-out of a socket is one of silence: a server that drips would never meet it.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._raw = sock.makefile("rb", buffering=0)
+        seconds = sock.gettimeout()
+        self._deadline = math.inf if seconds is None else time.monotonic() + seconds
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("the answer did not end within the time of a call")
+        self._sock.settimeout(None if left == math.inf else left)
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        super().close()
+        self._raw.close()
+
+
+class _Source:
+    """Stands for a socket where http.client wants a file of it."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+
+    def makefile(self, _mode: str) -> io.BufferedReader:
+        return io.BufferedReader(_Timed(self._sock))
+
+
+class _Response(http.client.HTTPResponse):
+    """An answer whose status line, headers and body share one deadline."""
+
+    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
+        super().__init__(_Source(sock), *args, **kwargs)  # type: ignore[arg-type]
+
+
+@functools.cache
+def _timed(pool: type[HTTPConnectionPool]) -> type[HTTPConnectionPool]:
+    """The same kind of pool, of connections that read their answers so."""
+    if getattr(pool.ConnectionCls, "response_class", None) is _Response:
+        return pool
+    kind = pool.ConnectionCls
+    connection = type(kind.__name__, (kind,), {"response_class": _Response})
+    return type(pool.__name__, (pool,), {"ConnectionCls": connection})
+
+
+class _Adapter(HTTPAdapter):
+    """requests' adapter over such pools, with a proxy or without."""
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        self._time(self.poolmanager)
+
+    def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
+        manager = super().proxy_manager_for(proxy, **kwargs)
+        self._time(manager)
+        return manager
+
+    @staticmethod
+    def _time(manager: PoolManager) -> None:
+        kinds = manager.pool_classes_by_scheme
+        manager.pool_classes_by_scheme = {name: _timed(pool) for name, pool in kinds.items()}
+
+
 class Client:
     """Calls one endpoint; thread-safe. `pool_size`: threads that use it at once."""
 
     def __init__(self, endpoint: Endpoint, pool_size: int) -> None:
         self.endpoint = endpoint
         self._key = endpoint.key.strip()
+        self._redactor = Redactor([self._key])
         parts = urlsplit(endpoint.url)
         #: For messages: never with the user and password that a URL may hold.
         self.url = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
         session = requests.Session()
-        self._adapter = HTTPAdapter(pool_connections=1, pool_maxsize=pool_size, max_retries=0)
+        self._adapter = _Adapter(pool_connections=1, pool_maxsize=pool_size, max_retries=0)
         self._headers: dict[str, str | bytes] = {
             "Content-Type": "application/json",
             "Accept": "application/json, text/plain;q=0.5",
@@ -156,7 +236,6 @@ class Client:
     def _call(self, method: str, path: str, body: bytes | None) -> bytes:
         """The body of a 2xx. Raises CallFailed for all else."""
         seconds = self.endpoint.timeout
-        deadline = time.monotonic() + seconds
         response: requests.Response | None = None
         parts: list[bytes] = []
         try:
@@ -169,7 +248,7 @@ class Client:
                 verify=self._verify,
                 proxies=self._proxies,
             )
-            self._read(response, deadline, parts)
+            self._read(response, parts)
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as e:
             error = _transport_error(e)
             refused = response is not None and not 200 <= response.status_code < 300
@@ -202,13 +281,9 @@ class Client:
             request.headers["Content-Length"] = str(len(body))
         return request
 
-    def _read(self, response: requests.Response, deadline: float, parts: list[bytes]) -> None:
+    def _read(self, response: requests.Response, parts: list[bytes]) -> None:
         size = 0
         while True:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise requests.ReadTimeout("the answer did not end within the time of a call")
-            _limit_reads(response, left)
             # read1 returns what has come; read would wait for a full chunk, however slow the drip.
             part = response.raw.read1(CHUNK_BYTES, decode_content=True)
             if not part:
@@ -247,10 +322,10 @@ class Client:
 
     def _scrub(self, raw: bytes) -> bytes:
         """No key in an error's text, whatever the server echoes; before it is cut anywhere."""
-        return raw.replace(self._key.encode(), b"***") if self._key else raw
+        return self._redactor.data(raw)
 
     def _scrub_text(self, text: str) -> str:
-        return text.replace(self._key, "***") if self._key else text
+        return self._redactor.text(text)
 
     def _cleaned(self, error: CallError) -> CallError:
         return msgspec.structs.replace(error, message=self._scrub_text(error.message))
@@ -264,17 +339,6 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def _limit_reads(response: requests.Response, seconds: float) -> None:
-    """Let no single read outlast the call."""
-    raw = response.raw
-    sock = getattr(getattr(raw, "connection", None), "sock", None)
-    if sock is None:  # a connection that closes after the answer has let go of its socket
-        file = getattr(getattr(raw, "_fp", None), "fp", None)
-        sock = getattr(getattr(file, "raw", None), "_sock", None)
-    if isinstance(sock, socket.socket) and sock.fileno() >= 0:
-        sock.settimeout(max(0.001, seconds))
 
 
 def _error(kind: ErrorClass, message: str, reason: str, **fields: Any) -> CallError:
@@ -334,6 +398,12 @@ _TROUBLE: Final[tuple[tuple[tuple[type[BaseException], ...], ErrorClass, str, st
         "the answer cannot be decompressed",
     ),
     (
+        (ConnectionRefusedError, urllib3.exceptions.NewConnectionError),
+        ErrorClass.TRANSIENT,
+        "connect",
+        "no connection",
+    ),
+    (
         (requests.exceptions.ConnectTimeout, urllib3.exceptions.ConnectTimeoutError),
         ErrorClass.TRANSIENT,
         "connect",
@@ -344,12 +414,6 @@ _TROUBLE: Final[tuple[tuple[tuple[type[BaseException], ...], ErrorClass, str, st
         ErrorClass.TRANSIENT,
         "timeout",
         "no complete answer in time",
-    ),
-    (
-        (ConnectionRefusedError, urllib3.exceptions.NewConnectionError),
-        ErrorClass.TRANSIENT,
-        "connect",
-        "no connection",
     ),
     (
         (http.client.RemoteDisconnected, ConnectionError),
@@ -366,10 +430,16 @@ _TROUBLE: Final[tuple[tuple[tuple[type[BaseException], ...], ErrorClass, str, st
 )
 
 
+_WRAPPERS: Final = (requests.RequestException, urllib3.exceptions.HTTPError)
+
+
 def _transport_error(e: Exception) -> CallError:
     """No HTTP answer came, or it broke off."""
     causes = list(_causes(e))
-    text = f"{type(e).__name__}: {e}"
+    # What the operating system said; the libraries around it repeat the URL and name themselves.
+    own = [c for c in causes if not isinstance(c, _WRAPPERS)]
+    deepest = own[-1] if own else e
+    text = f"{type(deepest).__name__}: {deepest}"
     if not isinstance(e, requests.RequestException) and "TLS" in text:
         return _error(ErrorClass.MISCONFIGURED, text, "tls", answered=False)  # no such CA file
     if "Tunnel connection failed" in text:

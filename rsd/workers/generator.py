@@ -7,8 +7,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from rsd.errors import ErrorClass
 from rsd.files import failpoint
 from rsd.messages import Completion, Decoding, Generate, Generated, LeaseId, Prepare, Prepared
+from rsd.vocabulary import SPOOL_REFUSED, CallError
 from rsd.workers import images
 from rsd.workers.endpoint import chat_body
 from rsd.workers.process import Worker, token_cap
@@ -21,7 +23,9 @@ def main(inbox: Connection, outbox: Connection, name: str, slots: int) -> None:
 
 
 def prepare(worker: Worker, lease: LeaseId, task: Prepare) -> Prepared:
-    """Verify a picture and write what is sent of it into the spool. Raises images.BadImage."""
+    """Verify a picture and write what is sent of it into the spool. Raises images.BadImage, and
+    CallFailed when the disk refuses.
+    """
     configuration = worker.configuration
     assert configuration is not None
 
@@ -30,19 +34,23 @@ def prepare(worker: Worker, lease: LeaseId, task: Prepare) -> Prepared:
         worker.mailbox.reply(Decoding(lease=lease, image=task.image))
         failpoint("generator.decoding")
 
-    info = images.prepare(
-        configuration.image_dir,
-        task.path,
-        Path(configuration.spool_dir),
-        images.Limits(
-            max_pixels=configuration.max_pixels,
-            max_file_bytes=configuration.max_file_bytes,
-            min_side=configuration.min_side,
-            max_aspect=configuration.max_aspect,
-            background=configuration.background,
-        ),
-        announce,
-    )
+    try:
+        info = images.prepare(
+            configuration.image_dir,
+            task.path,
+            Path(configuration.spool_dir),
+            images.Limits(
+                max_pixels=configuration.max_pixels,
+                max_file_bytes=configuration.max_file_bytes,
+                min_side=configuration.min_side,
+                max_aspect=configuration.max_aspect,
+                background=configuration.background,
+            ),
+            announce,
+        )
+    except images.SpoolRefused as e:
+        refused = CallError(error=ErrorClass.TRANSIENT, message=str(e), reason=SPOOL_REFUSED)
+        raise CallFailed(refused) from None
     return Prepared(lease=lease, image=task.image, info=info)
 
 

@@ -21,7 +21,7 @@ from typing import Final
 from PIL import Image, ImageChops, ImageFile, ImageOps, UnidentifiedImageError
 
 from rsd.errors import ErrorClass
-from rsd.files import TEMPORARY
+from rsd.files import TEMPORARY, refusal
 from rsd.vocabulary import CallError, ImageInfo
 
 #: Pillow's names of the formats behind the listed extensions; all other readers stay shut (EPS
@@ -64,6 +64,10 @@ class BadImage(Exception):
         )
 
 
+class SpoolRefused(Exception):
+    """The disk under the spool takes nothing; the text says why."""
+
+
 def prepare(
     image_dir: bytes,
     path: bytes,
@@ -74,7 +78,7 @@ def prepare(
     """Verify the picture at `path` (relative to `image_dir`) and spool the exact bytes to send.
 
     The spool file is named by the sha256 of the source. `before_decode` is called right before
-    Pillow touches the bytes. Raises BadImage; OSError only for trouble with the spool.
+    Pillow touches the bytes. Raises BadImage; SpoolRefused when the disk does not take it.
     """
     data, mtime_ns = read(image_dir, path, limits.max_file_bytes)
     sha256 = hashlib.sha256(data).hexdigest()
@@ -88,7 +92,10 @@ def prepare(
     except BadImage as e:
         raise BadImage(e.error.reason, e.error.message, sha256) from None
     sent = decoded.sent
-    _spool(spool_dir / sha256, sent)
+    try:
+        _spool(spool_dir / sha256, sent)
+    except OSError as e:
+        raise SpoolRefused(refusal("state_dir", spool_dir, e.strerror or str(e))) from None
     return ImageInfo(
         sha256=sha256,
         width=decoded.width,

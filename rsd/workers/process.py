@@ -43,6 +43,7 @@ from rsd.messages import (
 )
 from rsd.profiles import is_reasoning
 from rsd.queues import Mailbox
+from rsd.redact import Redactor
 from rsd.vocabulary import CallError, Profile
 from rsd.workers import images
 from rsd.workers.endpoint import Client, chat_body
@@ -219,10 +220,8 @@ class Worker:
                 self.mailbox.reply(self._crashed(lease.lease))
 
     def _crashed(self, lease: LeaseId) -> Crashed:
-        text = traceback.format_exc()
-        for client in list(self._clients.values()):
-            if client.endpoint.key:
-                text = text.replace(client.endpoint.key, "***")
+        keys = [client.endpoint.key for client in list(self._clients.values())]
+        text = Redactor(keys).text(traceback.format_exc())
         safe = text.encode("utf-8", "backslashreplace").decode()
         return Crashed(lease=lease, traceback=safe[-TRACEBACK_MAX:])
 

@@ -11,8 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from rsd import facts as f
-from rsd.messages import Stats
-from rsd.vocabulary import CallError, Candidate, Grade, ImageId, image_id, path_key
+from rsd.vocabulary import CallError, Candidate, Grade, ImageId, Stats, image_id, path_key
 from rsd.writer.records import (
     ACTIVE,
     CLASSES,

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import msgspec
 
 from rsd.facts import ProfileLearned, StepChosen
-from rsd.messages import ContentFound, FileStat, ImageHistory, QueuedImage, Recovered
-from rsd.vocabulary import Candidate, Grade, ImageId, Recipe, image_id, path_key
+from rsd.messages import ContentFound, ImageHistory, QueuedImage, Recovered
+from rsd.vocabulary import Candidate, FileStat, Grade, ImageId, Recipe, image_id, path_key
 from rsd.writer.records import (
     ACTIVE,
     DUPLICATE,

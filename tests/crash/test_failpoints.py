@@ -73,7 +73,7 @@ def test_a_death_at_this_point_loses_and_doubles_nothing(
     point: str, expected: dict[str, Any], tmp_path: Path
 ) -> None:
     allowed, row = POINTS[point]
-    small = {"RSD_MAP_BYTES": "131072", "RSD_DRAIN_SECONDS": "2"}
+    small = {"RSD_TEST_MAP_BYTES": "131072", "RSD_DRAIN_SECONDS": "2"}
     small = small if point == "store.growing" else {}
     with simulator("--service-seconds", "0.05") as sim:
         d = Daemon(tmp_path, sim, *FLAGS, **small)

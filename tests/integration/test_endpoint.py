@@ -374,18 +374,24 @@ def hang(request: Request) -> None:
     request.server.over.wait(PATIENCE)
 
 
-def drip(head: bytes) -> Script:
+def drip(head: bytes, drop: bytes = b" ") -> Script:
     def script(request: Request) -> None:
         request.close_connection = True
         request.wfile.write(head)
         while not request.server.over.wait(0.05):
-            request.wfile.write(b" ")
+            request.wfile.write(drop)
 
     return script
 
 
 SLOW: dict[str, Script] = {
     "no answer": hang,
+    "status line drips": drip(b"HTTP/1.1 200 ", b"O"),
+    "headers drip": drip(HEAD + b"X-Padding: ", b"x"),
+    "interim answers without end": drip(b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "chunks drip": drip(HEAD + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n"),
+    "the length of a chunk drips": drip(HEAD + b"Transfer-Encoding: chunked\r\n\r\n", b"0"),
+    "trailers drip": drip(HEAD + b"Transfer-Encoding: chunked\r\n\r\n0\r\n", b"x"),
     "headers, then nothing": lambda r: (
         r.wfile.write(HEAD + b"Content-Length: 9999\r\n\r\n"),
         hang(r),
@@ -416,6 +422,34 @@ def test_a_late_body_does_not_double_the_time() -> None:
         began = time.monotonic()
         assert failure(server.url, timeout=1.0).reason == "timeout"
         assert time.monotonic() - began < 1.5
+
+
+def test_headers_behind_a_proxy_have_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    for script in (drip(HEAD + b"X-Padding: ", b"x"), drip(b"HTTP/1.1 200 ", b"O")):
+        with serving(script) as proxy:
+            for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy"):
+                monkeypatch.setenv(name, proxy.url.removesuffix("/v1"))
+            for url in ("http://far.invalid/v1", "https://far.invalid/v1"):
+                began = time.monotonic()
+                assert failure(url, timeout=0.4).error is E.TRANSIENT
+                assert time.monotonic() - began < PATIENCE, url
+            assert {seen.command for seen in proxy.requests} == {"POST", "CONNECT"}
+
+
+def test_what_comes_slowly_but_in_time_is_whole() -> None:
+    packed = gzip.compress(COMPLETION)
+
+    def slowly(request: Request) -> None:
+        head = HEAD + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(packed)
+        data = head + packed
+        for k in range(0, len(data), 7):
+            request.wfile.write(data[k : k + 7])
+            request.server.over.wait(0.002)
+
+    with serving(slowly) as server:
+        shared = client(server.url, timeout=30.0)
+        for _ in range(2):  # the second over the connection of the first
+            assert shared.chat(b"{}").choices[0].content == "A --> B"
 
 
 def test_a_body_without_end_is_left() -> None:

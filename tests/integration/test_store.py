@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from rsd import facts as f
 from rsd.errors import StateError
-from rsd.messages import FileStat, Open, SummaryConfig
-from rsd.vocabulary import Profile, image_id
+from rsd.messages import Open
+from rsd.vocabulary import FileStat, Profile, SummaryConfig, image_id
 from rsd.writer import store as store_module
 from rsd.writer import view
 from rsd.writer.apply import Application
@@ -37,7 +37,7 @@ from rsd.writer.records import (
     WITHDRAWN,
     OutboxRecord,
 )
-from rsd.writer.store import Store, Transaction, decode
+from rsd.writer.store import StateRefused, Store, Transaction, decode
 from tests.disks import fill_up, small_disk
 from tests.histories import (
     ERROR,
@@ -652,7 +652,7 @@ def test_a_full_disk_is_an_os_error_and_nothing_changes(tmp_path: Path) -> None:
         before = dump(store)
         ballast = disk / "ballast"
         fill_up(ballast)
-        with pytest.raises(OSError, match="state"):
+        with pytest.raises(StateRefused):
             fill(store, 50, 4000)
         assert dump(store) == before
         ballast.unlink()

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from rsd.hub.watcher import Watcher
-from rsd.messages import FileStat
 from rsd.settings import Watch
+from rsd.vocabulary import FileStat
 from tests.support import wait_for
 
 

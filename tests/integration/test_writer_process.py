@@ -18,14 +18,13 @@ import msgspec
 import pytest
 
 from rsd import facts as f
-from rsd.files import TEMPORARY, InstanceLock, holding, result_name
+from rsd.files import TEMPORARY, InstanceLock, holding
 from rsd.messages import (
     BacklogPage,
     Close,
     Committed,
     ComparePaths,
     ContentFound,
-    FileStat,
     FindContent,
     FindImages,
     ImagesFound,
@@ -39,13 +38,13 @@ from rsd.messages import (
     ReadBacklog,
     Recovered,
     Resettle,
-    SummaryConfig,
     WriterBlocked,
     WriterUp,
     from_writer_decoder,
 )
+from rsd.names import result_name
 from rsd.queues import WorkQueue
-from rsd.vocabulary import image_id
+from rsd.vocabulary import FileStat, SummaryConfig, image_id
 from rsd.writer import process
 from rsd.writer.store import Store
 from tests.disks import fill_up, small_disk

@@ -47,9 +47,8 @@ from rsd.messages import (
     Probed,
     ReadBacklog,
     ReadLoad,
-    SummaryConfig,
 )
-from rsd.vocabulary import CallError, Recipe, Usage, path_key
+from rsd.vocabulary import CallError, Recipe, SummaryConfig, Usage, path_key
 from rsd.writer import view
 from rsd.writer.apply import Application
 from rsd.writer.records import (

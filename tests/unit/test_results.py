@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rsd.messages import Stats, SummaryConfig
-from rsd.vocabulary import Candidate, Grade
+from rsd.vocabulary import Candidate, Grade, Stats, SummaryConfig
 from rsd.writer.records import HIGH, LOW, FailureRecord, ImageRecord, Tally
 from rsd.writer.results import (
     failed_document,

@@ -46,9 +46,8 @@ from rsd.messages import (
     QueuedImage,
     ReadBacklog,
     ReadLoad,
-    Stats,
 )
-from rsd.vocabulary import CallError, ImageInfo, Recipe, Usage, image_id
+from rsd.vocabulary import CallError, ImageInfo, Recipe, Stats, Usage, image_id
 
 
 def recipe(**changes: object) -> Recipe:
