@@ -134,7 +134,7 @@ class Candidate(Struct, frozen=True, kw_only=True):
     seed: int
     content: str
     finish_reason: str
-    flaw: str = ""  #: why it is never graded: `truncated`, `empty`, `no_text`; else ""
+    flaw: str = ""  #: why it is never graded, see `hub/gate.py`; else ""
     generation_time: float  #: seconds of the call that made it
     usage: Usage
     model: str

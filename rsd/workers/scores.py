@@ -103,8 +103,8 @@ def _answer(text: str) -> str | Unparsable:
     if len(text) > TEXT_MAX:
         return Unparsable("too long")
     text = text.lstrip("\ufeff").strip()
-    if _CHANNEL in text[:TEXT_MAX] and loose.whole(text) is None:
-        before, final, text = text.partition(_FINAL)
+    if _CHANNEL in text and loose.whole(text) is None:
+        _, final, text = text.partition(_FINAL)
         if not final or _CHANNEL in text:
             return Unparsable("thoughts that do not end, or end twice")
         text = re.sub(r"<\|(?:return|end)\|>\s*$", "", text).strip()
@@ -267,7 +267,7 @@ def _broken(text: str) -> Score | Unparsable:
     return Score(value, "")
 
 
-# ------------------------------------------------------------------------------- the candidate's own
+# ------------------------------------------------------------------------------ the candidate's own
 
 
 def _echoed(data: Any, words: str, shown: str) -> bool:

@@ -83,7 +83,8 @@ _NEXT: Final = re.compile(
 #: What may follow a number that is the score: the end, a sign, or a remark about it.
 _CLOSED: Final = re.compile(
     r"[ \t]*(?:$|\n|[.;,!)\]|。](?=\s|$)|[,;!。](?=[^\W\d])|[–—-][ \t]+[^\W\d]|\([^()\d\n]*\)|"
-    r"(?:because|since|as|due|based|overall)\b|[^\w\s.;,:/%+*=<>~^°$€({\[\"'?–—-]{1,8}[ \t]*(?:$|\n))",
+    r"(?:because|since|as|due|based|overall)\b|"
+    r"[^\w\s.;,:/%+*=<>~^°$€({\[\"'?–—-]{1,8}[ \t]*(?:$|\n))",
     re.IGNORECASE,
 )
 _RANGE: Final = re.compile(
@@ -113,7 +114,8 @@ _HEAD_WHOLE: Final = re.compile(
 )
 _SECOND: Final = re.compile(
     r"\b(?:wait|actually|correction|reflection|hmm+|oops|recount\w*|reconsider\w*|revis\w+|rethink|"
-    r"let me (?:re|make)|make (?:that|it)|scratch that|(?:second|closer|further) (?:thought|look)s?|"
+    r"let me (?:re|make)|make (?:that|it)|scratch that|"
+    r"(?:second|closer|further) (?:thought|look)s?|"
     r"adjust\w*|instead|rather|fairer|should (?:be|have been)|mistaken?|correcting|updat\w+|"
     r"(?:lower|raise|reduc|chang)\w* (?:it|this|that|the|my|to))\b|"
     r"\b(?:deduct|minus|subtract|penal)\w*[^.\n]{0,40}\d|等等|更正|修正|应该是|重新|扣",
@@ -122,16 +124,17 @@ _SECOND: Final = re.compile(
 _SORRY: Final = re.compile(
     r"\W{0,4}(?:i['’]?m (?:sorry|unable|not able)|i am (?:sorry|unable|not able)|sorry\b|"
     r"i (?:cannot|can['’]t|can not|could not|couldn['’]t) (?:see|view|access|open|load|assist|help|"
-    r"evaluate|grade|judge|determine|comply|provide)|cannot (?:view|evaluate|grade|judge|comply|assist)|"
-    r"unfortunately,? i\b|as an ai\b|"
+    r"evaluate|grade|judge|determine|comply|provide)|"
+    r"cannot (?:view|evaluate|grade|judge|comply|assist)|unfortunately,? i\b|as an ai\b|"
     r"(?:unable|not able|impossible) to (?:see|view|access|open|load|evaluate|grade|judge)|"
     r"es tut mir leid|ich kann (?:das|dabei|die)\b|je suis désolé|lo siento|抱歉|对不起|很抱歉|"
     r"申し訳|죄송)",
     re.IGNORECASE,
 )
 _NO_PICTURE: Final = re.compile(
-    r"\bno (?:image|picture|drawing|diagram) (?:was|is|has been|were) (?:provided|attached|included|"
-    r"given|supplied)|\b(?:image|picture|drawing|diagram) (?:could not be|cannot be|was not|failed to) "
+    r"\bno (?:image|picture|drawing|diagram) (?:was|is|has been|were) "
+    r"(?:provided|attached|included|given|supplied)|"
+    r"\b(?:image|picture|drawing|diagram) (?:could not be|cannot be|was not|failed to) "
     r"(?:loaded|load|opened|open|provided|attached|displayed)|"
     r"无法(?:查看|看到|打开)",
     re.IGNORECASE,
@@ -189,8 +192,8 @@ def unmarked(text: str) -> str:
     text = re.sub(r"[*`#]+|(?<!_)_++(?!\w)|(?<!\w)_++", "", text)
     text = re.sub(r"\\+(?=[\"'])", "", text)
     return re.sub(
-        rf"(?im)^([ \t]*+(?:(?:{_WHOLE.pattern})[ \t]++)?(?:{_LABEL}|{_EAST})[ \t]*+:?)[ \t]*+\n\s*+"
-        r"(?=[+-]?\d)",
+        rf"(?im)^([ \t]*+(?:(?:{_WHOLE.pattern})[ \t]++)?(?:{_LABEL}|{_EAST})[ \t]*+:?)"
+        r"[ \t]*+\n\s*+(?=[+-]?\d)",
         r"\1: ",
         text,
     )
