@@ -32,7 +32,8 @@ def order(outside: str, fenced: list[str]) -> int | None:
     """The highest score that it is told to give, if any: `outside` of all fences, or in one."""
     heard = [outside]
     for text in fenced:
-        plain = unicodedata.normalize("NFKC", text).translate(_FOLDED)
+        # A gap is no character of any token; normalised it would be three full stops.
+        plain = unicodedata.normalize("NFKC", text.replace("…", "\n")).translate(_FOLDED)
         turn = _TURN.search(plain)
         heard += [plain[turn.start() :] if turn else "", _hidden(text)]
     found = [m for words in heard for form in (_ORDER, _VERDICT) for m in form.finditer(words)]

@@ -271,12 +271,20 @@ def _broken(text: str) -> Score | Unparsable:
 
 
 def _echoed(data: Any, words: str, shown: str) -> bool:
-    """Whether the candidate holds these very words, or the same object in other words."""
+    """Whether the candidate holds these very words, the same object, or what the object says."""
     if not shown:
         return False
-    if "".join(words.split()) in "".join(shown.split()):
+    theirs = _squeezed(shown)
+    if _squeezed(words) in theirs:
         return True
-    return any(data == theirs for theirs, _ in loose.among_prose(shown, parts=True).objects)
+    found = _of_object(data)
+    if isinstance(found, Score) and found.score in _claims(shown):
+        return _squeezed(found.explanation) in theirs
+    return False
+
+
+def _squeezed(text: str) -> str:
+    return "".join(text.casefold().split())
 
 
 def _claims(shown: str) -> set[float | None]:
