@@ -76,21 +76,20 @@ def among_prose(text: str, *, parts: bool = False) -> Found:
     """
     found: list[tuple[Any, str]] = []
     prose: list[str] = []
-    at = failures = 0
-    while failures < BRACES_MAX and (start := text.find("{", at)) != -1:
+    at = look = failures = 0
+    while failures < BRACES_MAX and (start := text.find("{", look)) != -1:
         read = _object_at(text, start)
         if read is None:
             if not parts and re.match(r"\{\s*[\"']", text[start : start + 200]):
                 break
             failures += 1
-            prose.append(text[at : start + 1])
-            at = start + 1
+            look = start + 1
             continue
         prose.append(text[at:start])
         found.append((read[0], text[start : read[1]]))
-        at = read[1]
+        at = look = read[1]
     prose.append(text[at:])
-    return Found(found, "\n".join(prose), text[at:])
+    return Found(found, "\n".join(prose), prose[-1])
 
 
 def _object_at(text: str, start: int) -> tuple[Any, int] | None:
