@@ -189,9 +189,9 @@ def unmarked(text: str) -> str:
     text = re.sub(r"\$?\\boxed\{([^{}\n]{1,40})\}\$?", r" \1 ", text)
     text = re.sub(r"<(score|rating|grade)>\s{0,9}([^<>\n]{1,40})</\1>", r"\n\1: \2\n", text)
     # Between two digits a gap remains: `9*9` is no 99.
-    text = re.sub(r"(?<=\d)(?:[*`#]|</?\w{1,6}>)+(?=\d)", " ", text)
+    text = re.sub(r"(?<=[\d.,])(?:[*`#]|</?\w{1,6}>)+(?=[\d.,])", " ", text)
     text = re.sub(r"</?(?:b|i|u|em|p|strong|br|h[1-6])\s?/?>", "", text)
-    text = re.sub(r"(?<=\d)[*`#]+(?=\d)", " ", text)
+    text = re.sub(r"(?<=[\d.,])[*`#]+(?=[\d.,])", " ", text)
     text = re.sub(r"[*`#]+|(?<!_)_++(?!\w)|(?<!\w)_++", "", text)
     text = re.sub(r"(?<!\\)\\++(?=[\"'])", "", text)
     return re.sub(

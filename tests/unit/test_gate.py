@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rsd.hub.gate import LOOP_MIN, LOOP_TIMES, flaw_of, loops
@@ -44,12 +44,14 @@ def test_what_may_be_an_answer_is_graded(text: str) -> None:
     assert flaw(text) == ""
 
 
+@settings(deadline=None)
 @given(st.text(min_size=1, max_size=60), st.text(max_size=200))
 def test_a_loop_is_found_whatever_it_says_and_whatever_comes_first(piece: str, before: str) -> None:
     times = max(LOOP_TIMES, LOOP_MIN // len(piece) + 1)
     assert loops(before + piece * times)
 
 
+@settings(deadline=None)
 @given(st.integers(2, 400), st.sampled_from(["n{0} --> n{1}", "{0},{1}", "R{0}.1 -- R{1}.2"]))
 def test_lines_that_differ_are_no_loop(count: int, form: str) -> None:
     assert not loops("\n".join(form.format(k, k + 1) for k in range(count)))

@@ -118,6 +118,7 @@ NUMBERS = st.sampled_from(
 PLAIN_WORDS = st.sampled_from(["the arrow", "blocks", "are right", "missing", "\n", ". ", "Names:"])
 
 
+@settings(deadline=None)
 @given(st.lists(NUMBERS | PLAIN_WORDS, min_size=2, max_size=12).map(" ".join))
 def test_a_text_that_states_no_score_has_none(text: str) -> None:
     if not any(word in text for word in ("arrow", "blocks", "right", "missing", "Names")):
@@ -125,6 +126,7 @@ def test_a_text_that_states_no_score_has_none(text: str) -> None:
     assert isinstance(pointwise(text), Unparsable)
 
 
+@settings(deadline=None)
 @given(SILENT)
 def test_nor_has_any_other_text(text: str) -> None:
     assert isinstance(pointwise(text), Unparsable)
@@ -165,11 +167,11 @@ def test_no_verdict_stands_that_is_taken_back(after: str) -> None:
 
 HOSTILE = """
 from rsd.workers.scores import listwise, pointwise
-pieces = [" ", "\\n", "_", "*", "`", "#", "{", "}", "[", "(", '"', "'", "\\\\", "<", "9", "9 ", "a_"]
-pieces += ["score", "score: ", "Score: 85/100\\n", "Score\\n", "Score \\n\\n", "score(", "score 1 "]
-pieces += ["得分：", "总分：1 ", "```", "<think>", "</think>", "{}", "{'a':", '{"a":', "9*", "9<b>"]
-pieces += ['{"score": 1}', '{"score": 1,', "/*", "//", "# ", "{ /*", "{ ", "\\n,", "scale ", "| a "]
-pieces += ["K7QX", "K7QX: ", "K7QX 1\\n", "\\\\boxed{", "<score>1", "\\0", "final ", "final: 1. "]
+pieces = [" ", "\\n", "_", "*", "`", "#", "{", "}", "[", "(", '"', "'", "\\\\", "<", "9", "9 "]
+pieces += ["a_", "score", "score: ", "Score: 85/100\\n", "Score\\n", "Score \\n\\n", "score("]
+pieces += ["score 1 ", "得分：", "总分：1 ", "```", "<think>", "</think>", "{}", "{'a':", '{"a":']
+pieces += ["9<b>", "9*", '{"score": 1}', '{"score": 1,', "/*", "//", "# ", "{ /*", "{ ", "\\n,", "scale "]
+pieces += ["| a ", "K7QX", "K7QX: ", "K7QX 1\\n", "\\\\boxed{", "<score>1", "\\0", "final ", "final: 1. "]
 for piece in pieces:
     text = "Score:" + piece * (400_000 // len(piece)) + '"}'
     pointwise(text)
