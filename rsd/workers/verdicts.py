@@ -219,7 +219,7 @@ def totals(text: str) -> Iterator[tuple[Mention, bool]]:
     for count, label in enumerate(_TOTALS.finditer(text)):
         window = text[label.end() : label.end() + AFTER]
         match = _NEXT.match(window)
-        if match is None or not match.group("link") or count > MENTIONS_MAX:
+        if match is None or (match.group("link") or "-") in "–-" or count > MENTIONS_MAX:
             continue
         if _CLOSED.match(window, match.end()):
             end = label.end() + match.end()

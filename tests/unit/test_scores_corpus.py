@@ -170,8 +170,9 @@ from rsd.workers.scores import listwise, pointwise
 pieces = [" ", "\\n", "_", "*", "`", "#", "{", "}", "[", "(", '"', "'", "\\\\", "<", "9", "9 "]
 pieces += ["a_", "score", "score: ", "Score: 85/100\\n", "Score\\n", "Score \\n\\n", "score("]
 pieces += ["score 1 ", "得分：", "总分：1 ", "```", "<think>", "</think>", "{}", "{'a':", '{"a":']
-pieces += ["9<b>", "9*", '{"score": 1}', '{"score": 1,', "/*", "//", "# ", "{ /*", "{ ", "\\n,", "scale "]
-pieces += ["| a ", "K7QX", "K7QX: ", "K7QX 1\\n", "\\\\boxed{", "<score>1", "\\0", "final ", "final: 1. "]
+pieces += ["9<b>", "9*", '{"score": 1}', '{"score": 1,', "/*", "//", "# ", "{ /*", "{ ", "\\n,"]
+pieces += ["scale ", "| a "]
+pieces += [ "K7QX", "K7QX: ", "K7QX 1\\n", "\\\\boxed{", "<score>1", "\\0", "final ", "final: 1. "]
 for piece in pieces:
     text = "Score:" + piece * (400_000 // len(piece)) + '"}'
     pointwise(text)
