@@ -255,7 +255,7 @@ def _broken(text: str) -> Score | Unparsable:
     quote = re.escape(text[1:].lstrip()[0])
     key = rf"{quote}score{quote}\s{{0,9}}:\s{{0,9}}"
     form = rf"{key}[\"']?(?P<n>[^\s\"',{{}}]{{1,40}})[\"']?\s{{0,9}}"
-    first = re.match(rf"\{{\s*+{form},", text)
+    first = re.match(rf"\{{\s*+{form},\s{{0,99}}[\"']", text)
     last = re.search(rf"[,\n]\s{{0,9}}{form},?\s{{0,9}}\}}$", text[-300:])
     values = {_value(m.group("n")) for m in (first, last) if m}
     if len(values) != 1 or None in values or text.count("{") > 1:

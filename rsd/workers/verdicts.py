@@ -37,9 +37,9 @@ class Mention:
 _NUMBER: Final = r"(?P<n>[+-]?\d{1,9}(?:\.\d{1,20}|,\d{1,2})?)(?!\d|[.,]\d)"
 _POINTS: Final = r"(?:points?|pts\.?|punkten?|分|点|점|puntos|punti|pontos|баллов)"
 _UNIT: Final = (
-    rf"(?:\s{{0,4}}{_POINTS}?\s{{0,4}}\(?(?:/|out\s+of(?:\s+a\s+possible)?|von|of)\s{{0,4}}"
-    rf"(?P<of>\d+)(?![\d.,]*\d)(?:\s{{0,4}}{_POINTS})?\)?|\s{{0,4}}(?P<percent>%|percent|prozent)|"
-    rf"\s{{0,4}}(?P<points>{_POINTS})(?!\w))?"
+    rf"(?:[ \t]{{0,4}}{_POINTS}?[ \t]{{0,4}}\(?(?:/|out[ \t]+of(?:[ \t]+a[ \t]+possible)?|von|of)[ \t]{{0,4}}"
+    rf"(?P<of>\d+)(?![\d.,]*\d)(?:[ \t]{{0,4}}{_POINTS})?\)?|[ \t]{{0,4}}(?P<percent>%|percent|prozent)|"
+    rf"[ \t]{{0,4}}(?P<points>{_POINTS})(?!\w))?"
 )
 #: A number with its scale and nothing else: `85`, `8/10`, `85,5 von 100`, `85%`.
 _ALONE: Final = re.compile(_NUMBER + _UNIT, re.IGNORECASE)
