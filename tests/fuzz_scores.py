@@ -99,7 +99,7 @@ def stated(text: str) -> set[float]:
     if isinstance(data, dict) and isinstance(data.get("score"), int | float):
         return {float(data["score"])}
     plain = unicodedata.normalize("NFKC", text)
-    plain = re.sub(r"(?<=[^\W\d])[*`#]+(?=[^\W\d])", "", plain)  # decoration inside of a word
+    plain = re.sub(r"(?<![\d.,*`#])[*`#]+|[*`#]+(?![\d.,*`#])", "", plain)  # not inside of a number
     found: set[float] = set()
     bare = not _WORDS.search(plain)
     for number in _NUMERAL.finditer(plain):

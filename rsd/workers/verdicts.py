@@ -36,10 +36,11 @@ class Mention:
 
 _NUMBER: Final = r"(?P<n>[+-]?\d{1,9}(?:\.\d{1,20}|,\d{1,2})?)(?!\d|[.,]\d)"
 _POINTS: Final = r"(?:points?|pts\.?|punkten?|分|点|점|puntos|punti|pontos|баллов)"
+_GAP: Final = r"[ \t]{0,4}"
+_OUT_OF: Final = r"(?:/|out[ \t]+of(?:[ \t]+a[ \t]+possible)?|von|of)"
 _UNIT: Final = (
-    rf"(?:[ \t]{{0,4}}{_POINTS}?[ \t]{{0,4}}\(?(?:/|out[ \t]+of(?:[ \t]+a[ \t]+possible)?|von|of)[ \t]{{0,4}}"
-    rf"(?P<of>\d+)(?![\d.,]*\d)(?:[ \t]{{0,4}}{_POINTS})?\)?|[ \t]{{0,4}}(?P<percent>%|percent|prozent)|"
-    rf"[ \t]{{0,4}}(?P<points>{_POINTS})(?!\w))?"
+    rf"(?:{_GAP}{_POINTS}?{_GAP}\(?{_OUT_OF}{_GAP}(?P<of>\d+)(?![\d.,]*\d)(?:{_GAP}{_POINTS})?\)?|"
+    rf"{_GAP}(?P<percent>%|percent|prozent)|{_GAP}(?P<points>{_POINTS})(?!\w))?"
 )
 #: A number with its scale and nothing else: `85`, `8/10`, `85,5 von 100`, `85%`.
 _ALONE: Final = re.compile(_NUMBER + _UNIT, re.IGNORECASE)
