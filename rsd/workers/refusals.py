@@ -77,7 +77,8 @@ _FORM = re.compile(
     r"(invalid|unsupported|not support|unavailable|not available|unknown|unrecognized|must be)"
     r".{0,80}(response_format|json_schema|json_object|structured[_ ]output)|"
     r"(response_format|json_schema|json_object|structured[_ ]output).{0,80}"
-    r"(invalid|unsupported|not support|unavailable|not available|unknown|unrecognized|must be)",
+    r"(invalid|unsupported|not support|unavailable|not available|unknown|unrecognized|must be|"
+    r"only for api versions)",
     re.IGNORECASE | re.DOTALL,
 )
 _NO_MODEL = re.compile(

@@ -242,7 +242,7 @@ OUTAGES = (
         begin=_refuse,
         ci=True,
     ),
-    Outage("connections reset as soon as accepted", E.TRANSIENT, None, "broke", begin=_reset_all),
+    Outage("connections reset as soon as accepted", E.TRANSIENT, None, "reset", begin=_reset_all),
     Outage("closed without an answer", E.TRANSIENT, raw(b""), "broke"),
     Outage(
         "reset in the middle of a body",

@@ -134,6 +134,12 @@ UNSUPPORTED: list[tuple[Any, str]] = [
     (openai("Unrecognized request argument supplied: top_k"), "top_k"),
     (openai("Invalid schema for response_format 'grading'"), "response_format"),
     (openai("x", "unsupported_parameter", "response_format.type"), "response_format"),
+    (
+        openai("response_format value as json_schema is enabled only for api versions 2024-08-01"),
+        "response_format",
+    ),
+    (openai("This response_format type is unavailable now"), "response_format"),
+    (openai("This model does not support response format `json_schema`."), "response_format"),
     (openai("x is not supported", "", "messages[0].content[0].image_url.detail"), "detail"),
     (
         {"detail": [{"loc": ["body", "min_p"], "msg": "no", "type": "extra_forbidden"}]},
