@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 
 from rsd.facts import GradingFailed, ImageDecided, ImageSetAside, SampleFailed, StepChosen
-from rsd.files import display_path
 from rsd.hub.dispatch import Dispatcher
 from rsd.hub.events import GRADE, Forget, Policy
 from rsd.hub.journal import Journal
@@ -198,5 +197,6 @@ class Rounds:
         self.journal.persist(fact, 1024)
 
     def _tell(self, image: ActiveImage, what: str, error: CallError) -> None:
+        name = repr(image.path.decode("utf-8", "backslashreplace"))
         told = f"{error.error.value}: {error.message or error.reason}"
-        self.journal.say("warning", f"{display_path(image.path)}, {what}: given up ({told})")
+        self.journal.say("warning", f"{name}, {what}: given up ({told})")

@@ -379,6 +379,14 @@ OUTAGES = (
         wait=1.0,
     ),
     Outage(
+        "429, the time in words (OpenAI behind a proxy)",
+        E.RATE_LIMITED,
+        chat(answers(429, openai("Rate limit reached. Please try again in 1.4s."))),
+        "try again in 1.4s",
+        role="grader",
+        wait=1.4,
+    ),
+    Outage(
         "429, limits of -1 and 0 (Azure)",
         E.RATE_LIMITED,
         chat(
