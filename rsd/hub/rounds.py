@@ -214,5 +214,6 @@ class Rounds:
         self.journal.persist(fact, 1024)
 
     def _tell(self, image: ActiveImage, what: str, error: CallError) -> None:
+        name = repr(image.path.decode("utf-8", "backslashreplace"))
         told = f"{error.error.value}: {error.message or error.reason}"
-        self.journal.say("warning", f"{display_path(image.path)}, {what}: given up ({told})")
+        self.journal.say("warning", f"{name}, {what}: given up ({told})")
