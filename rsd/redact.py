@@ -13,8 +13,8 @@ MASK = "***"
 #: Keys shorter than this are looked for as they are only: `EMPTY` is no secret, and its encoded
 #: pieces would be found in any text.
 ENCODED_FROM = 8
-#: What programs leave as it is when they quote a text for a URL: nothing, or the signs of a path, or
-#: of a whole address.
+#: What programs leave as it is when they quote a text for a URL: nothing, or the signs of a path,
+#: or of a whole address.
 URL_SAFE = ("", "/", ";,/?:@&=+$-_.!~*'()#")
 
 

@@ -284,8 +284,10 @@ def test_modes_of_state_and_logs(simulator: Make, tmp_path: Path, umask: str) ->
     closed = [
         n
         for n in seen
-        if ((n.startswith("state/") or n.startswith("logs/"))
-        and (d.output / n).suffix in (".mdb", ".lock", ".log"))
+        if (
+            (n.startswith("state/") or n.startswith("logs/"))
+            and (d.output / n).suffix in (".mdb", ".lock", ".log")
+        )
         or n.startswith("state/spool/")
     ]
     assert {"state/lmdb/data.mdb", "state/instance.lock", "logs/rsd.log"} <= set(closed)

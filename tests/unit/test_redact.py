@@ -20,7 +20,9 @@ def test_no_piece_of_it_in_base64(prefix: str, code: type[bytes]) -> None:
     left = Redactor([KEY]).text(f"it was {text}, it was")
     assert left.startswith("it was ") and left.endswith(", it was")
     begin, _, rest = left[7:-8].partition("***")
-    shown = base64.b64decode(begin + "=" * (-len(begin) % 4), altchars=b"-_" if "-" in begin else None)
+    shown = base64.b64decode(
+        begin + "=" * (-len(begin) % 4), altchars=b"-_" if "-" in begin else None
+    )
     assert len(shown) <= len(prefix) + 2 and len(rest) <= 12
 
 
