@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
+import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +22,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from rsd import signals
 from rsd.commands import flags
 from rsd.config import state_dir
 from rsd.errors import UserError
@@ -47,7 +49,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Exit codes: 0 all have a result, 1 some failed, 2 wrong usage, 130 interrupted."""
+    """Exit codes: 0 all have a result, 1 some failed, 2 wrong usage, 130 interrupted; of the daemon
+    0 when a signal stopped it.
+    """
+    signals.end_orderly()
     if args.samples != -1 and not args.once:
         raise UserError(f"--samples = {args.samples}: only with --once")
     if args.samples < -1 or args.samples == 0:
@@ -79,9 +84,8 @@ def prepare_output(settings: Settings) -> None:
     output = Path(settings.output_dir)
     try:
         output.mkdir(parents=True, exist_ok=True)
-        probe = output / ".rsd-write-test"
-        probe.write_bytes(b"")
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=output):
+            pass
     except OSError as e:
         raise UserError(f"output_dir = {settings.output_dir}: {e.strerror}") from None
 

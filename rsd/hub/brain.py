@@ -54,6 +54,7 @@ from rsd.hub.work import (
     Split,
     Work,
     after_failure,
+    pause,
 )
 from rsd.messages import (
     BacklogPage,
@@ -108,8 +109,8 @@ class Brain:
         match event:
             case WorkerUp(worker=worker, role=role, slots=slots):
                 self.dispatch.leases.join(worker, role, slots)
-            case WorkerGone(worker=worker):
-                self._worker_gone(worker)
+            case WorkerGone(worker=worker, crashed=crashed):
+                self._worker_gone(worker, crashed)
             case WorkerLeaving(worker=worker):
                 self.dispatch.leases.leaving(worker)
             case Replied(worker=worker, reply=Decoding(lease=lease, image=image)):
@@ -407,11 +408,19 @@ class Brain:
             status = "withdrawn" if error.reason == "vanished" else "failed"
             self.rounds.end_without_result(image, status, error.reason, error.message)
 
-    def _worker_gone(self, worker: str) -> None:
+    def _worker_gone(self, worker: str, crashed: bool) -> None:
+        """`crashed`: of its own doing. A kill by somebody else says nothing of the picture that was
+        being decoded; it comes back a little later, because the host may lack memory.
+        """
         works, decoding = self.dispatch.leave(worker)
-        convicted = decoding is not None and self.intake.crashed(decoding)
+        convicted = decoding is not None and crashed and self.intake.crashed(decoding)
         for work in works:
-            if work.kind != PROBE and not (convicted and work.image == decoding):
+            if work.kind == PROBE or (convicted and work.image == decoding):
+                continue
+            if work.kind == PREPARE and work.image == decoding and not crashed:
+                work.killed += 1
+                self.dispatch.later(work, self.journal.now + pause(work, self.policy))
+            else:
                 self.dispatch.add(work, front=True)
 
     def _expire(self) -> None:

@@ -7,14 +7,12 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import signal
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any, Final
+from typing import Final
 
 import psutil
 
@@ -168,7 +166,8 @@ class Notifier:
 
     def ready(self, status: str) -> None:
         """Start-up, or a reload, is over."""
-        self._send(f"READY=1\nSTATUS={status}")
+        self._last = status.replace("\n", " ")
+        self._send(f"READY=1\nSTATUS={self._last}")
 
     def status(self, text: str) -> None:
         """The line that `systemctl status` shows."""
@@ -189,16 +188,6 @@ class Notifier:
     def watchdog(self) -> None:
         """Still alive."""
         self._send("WATCHDOG=1")
-
-
-def note_signals(put: Callable[[int], None]) -> dict[int, Any]:
-    """Let SIGTERM, SIGINT and SIGHUP leave a note and do nothing else; returns the old handlers."""
-
-    def note(number: int, frame: FrameType | None) -> None:
-        put(number)
-
-    wanted = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    return {number: signal.signal(number, note) for number in wanted}
 
 
 def process_identity(pid: int) -> float | None:

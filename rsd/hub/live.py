@@ -102,7 +102,9 @@ def bottleneck(brain: Brain, blocked: str, level: str, now: float) -> str:
     return "grader" if dispatch.leases.in_flight(GRADE) else "input"
 
 
-def reasons(brain: Brain, blocked: str, fatal: list[str], host_reason: str) -> list[str]:
+def reasons(
+    brain: Brain, blocked: str, fatal: list[str], host_reason: str, refused: str
+) -> list[str]:
     """What is wrong, one line each; empty means healthy."""
     found = brain.dispatch.health()
     if blocked:
@@ -110,6 +112,8 @@ def reasons(brain: Brain, blocked: str, fatal: list[str], host_reason: str) -> l
     found += [f"{name} dies again and again (FATAL); see the log" for name in fatal]
     if host_reason and brain.dispatch.level == "paused":
         found.append(f"paused: {host_reason}")
+    if refused:
+        found.append(refused)
     return found
 
 
@@ -124,13 +128,14 @@ def document(
     host: dict[str, Any],
     watch: dict[str, Any],
     blocked: str,
+    refused: str,
     children: list[dict[str, Any]],
     recent: list[dict[str, Any]],
 ) -> dict[str, Any]:
     """The whole document; `identity` holds pid, times and folders."""
     dispatch = brain.dispatch
     fatal = [child["name"] for child in children if child["state"] == "fatal"]
-    wrong = reasons(brain, blocked, fatal, str(host.get("reason", "")))
+    wrong = reasons(brain, blocked, fatal, str(host.get("reason", "")), refused)
     rates = gauge.rates()
     left = stats.queued + stats.active
     speed = rates["images_per_second"]

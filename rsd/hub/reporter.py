@@ -45,6 +45,7 @@ class Reporter:
         self.notifier = host.Notifier()
         self.throttle = host.Throttle(settings.throttle)
         self.host: dict[str, Any] = {}
+        self.refused = ""  #: why the last reload was, "" when it was not
         self._once = once
         self._on_progress = on_progress
         self._host_seen = host_seen
@@ -118,6 +119,7 @@ class Reporter:
             host=self.host,
             watch=watch,
             blocked=scribe.blocked,
+            refused=self.refused,
             children=children,
             recent=list(self._recent),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -27,7 +28,7 @@ def prepare(worker: Worker, lease: LeaseId, task: Prepare) -> Prepared:
     def announce() -> None:
         """Before Pillow touches the bytes: a death from here on is held against the picture."""
         worker.mailbox.reply_now(Decoding(lease=lease, image=task.image))
-        failpoint("generator.decoding")
+        failpoint("generator.decoding", signal.SIGSEGV)
 
     info = images.prepare(
         configuration.image_dir,

@@ -8,7 +8,6 @@ import base64
 import logging
 import os
 import queue
-import signal
 import threading
 import time
 import traceback
@@ -20,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from rsd import logs
+from rsd import logs, signals
 from rsd.errors import ErrorClass
 from rsd.messages import (
     Configure,
@@ -146,9 +145,7 @@ class Worker:
 
     def run(self) -> None:
         """Serve until the hub closes the mailbox, which ends the process."""
-        # Ctrl-C and systemd signal the whole group: the hub alone decides when calls end.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signals.ignore()
         for k in range(self._slots):
             threading.Thread(
                 target=self._serve, args=(self._calls,), name=f"call-{k}", daemon=True

@@ -15,6 +15,7 @@ HEIGHT = {
     "__init__": 0,
     "errors": 0,
     "files": 0,
+    "signals": 0,
     "pointers": 1,
     "settings": 1,
     "vocabulary": 1,
