@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
-from rsd.errors import ErrorClass
+from rsd.errors import OUT_OF_MEMORY, ErrorClass
 from rsd.facts import (
     CandidateGraded,
     CandidateMade,
@@ -376,6 +376,9 @@ class Brain:
                 self.dispatch.add(respool, front=True)
             image.parked.append(work)
             return
+        if error.reason == OUT_OF_MEMORY:
+            self._short_of_memory(work)
+            return
         others = endpoint is not None and endpoint.answered > work.answered_before
         if endpoint is not None:
             self.dispatch.endpoint_failed(endpoint, error, self.journal)
@@ -399,7 +402,16 @@ class Brain:
             case GiveUp():
                 self.rounds.give_up(image, work, error)
 
+    def _short_of_memory(self, work: Work) -> None:
+        """Nobody's fault: again, when the others have given theirs back."""
+        work.killed += 1
+        self.journal.say("warning", "a worker is short of memory; the work is done a little later")
+        self.dispatch.later(work, self.journal.now + pause(work, self.policy))
+
     def _prepare_failed(self, work: Work, error: CallError) -> None:
+        if error.reason == OUT_OF_MEMORY:
+            self._short_of_memory(work)
+            return
         if not work.respool:
             self.intake.failed(work, error)
             return

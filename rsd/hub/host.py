@@ -16,6 +16,7 @@ from typing import Final
 
 import psutil
 
+from rsd.hub.cgroups import tightest_memory
 from rsd.settings import Throttle as ThrottleSettings
 
 #: Margins for recovery, so that a level does not flicker: percent of CPU, percent of memory, share
@@ -35,13 +36,18 @@ class HostSample:
     disk_free_bytes: int
 
 
+def prime() -> None:
+    """Before the first sample: CPU load is measured since the last look."""
+    psutil.cpu_percent(interval=None)
+
+
 def sample(paths: Iterable[Path]) -> HostSample:
     """Look at the host; a cgroup's memory limit counts when it is the tighter one."""
     memory = psutil.virtual_memory()
     used = float(memory.percent)
-    limit, inside = _cgroup_memory()
-    if limit is not None and limit < memory.total:
-        used = max(used, 100.0 * inside / limit)
+    group = tightest_memory(int(memory.total))
+    if group is not None:
+        used = max(used, 100.0 * group.used / max(1, group.limit))
     free = []
     for path in paths:
         with contextlib.suppress(OSError):
@@ -51,23 +57,6 @@ def sample(paths: Iterable[Path]) -> HostSample:
         memory_percent=round(used, 1),
         disk_free_bytes=min(free, default=0),
     )
-
-
-def _cgroup_memory() -> tuple[int | None, int]:
-    """(limit, in use without reclaimable cache) of this process's cgroup v2, or (None, 0)."""
-    try:
-        line = Path("/proc/self/cgroup").read_text().strip().rpartition("\n")[2]
-        folder = Path("/sys/fs/cgroup") / line.partition("::")[2].lstrip("/")
-        text = (folder / "memory.max").read_text().strip()
-        if text == "max":
-            return None, 0
-        inside = int((folder / "memory.current").read_text())
-        for row in (folder / "memory.stat").read_text().splitlines():
-            if row.startswith("inactive_file "):
-                inside -= int(row.split()[1])
-        return int(text), max(0, inside)
-    except (OSError, ValueError):
-        return None, 0
 
 
 class Throttle:

@@ -14,6 +14,9 @@ from rsd.vocabulary import Recipe
 
 #: Most requests in flight per endpoint when the settings name no number.
 DEFAULT_CAP = 64
+#: Memory for decoding, flattening and encoding a picture; Pillow was seen to take up to 24 bytes
+#: per pixel (WebP with transparency).
+DECODE_BYTES_PER_PIXEL = 32
 
 
 def caps(settings: Settings) -> tuple[int, int]:
@@ -75,8 +78,18 @@ def configure_of(settings: Settings, role: str) -> Configure:
         min_side=limits.min_side,
         max_aspect=limits.max_aspect,
         background=limits.background,
+        decode_bytes=decode_bytes(settings) if role == GENERATE else 0,
         log_level=settings.log_level,
     )
+
+
+def decode_bytes(settings: Settings) -> int:
+    """Memory that decoding one picture may take, in bytes."""
+    limits = settings.images
+    if limits.decode_mebibytes is not None:
+        return limits.decode_mebibytes * 1024 * 1024
+    files = 2 * int(limits.max_mebibytes * 1024 * 1024)
+    return files + int(limits.max_megapixels * 1e6 * DECODE_BYTES_PER_PIXEL)
 
 
 def keys_of(settings: Settings) -> tuple[str, ...]:

@@ -140,7 +140,10 @@ class Reporter:
     def _sample_host(self) -> None:
         """The throttle thread: it looks; the level's hysteresis is in `host.Throttle`."""
         paths = [Path(self.settings.output_dir), self.state]
-        while not self._stop.wait(HOST_SECONDS):
+        host.prime()
+        wait = 0.0  # the first look at once: a host that is full already must not be filled more
+        while not self._stop.wait(wait):
+            wait = HOST_SECONDS
             sample = host.sample(paths)
             level, reason = self.throttle.level(sample, time.monotonic())
             facts = {

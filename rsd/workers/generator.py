@@ -12,7 +12,8 @@ from rsd.files import failpoint
 from rsd.messages import Completion, Decoding, Generate, Generated, LeaseId, Prepare, Prepared
 from rsd.workers import images
 from rsd.workers.endpoint import chat_body
-from rsd.workers.process import Worker, token_cap
+from rsd.workers.process import SHORT_OF_MEMORY, Worker, token_cap
+from rsd.workers.replies import CallFailed
 
 
 def main(inbox: Connection, outbox: Connection, name: str, slots: int) -> None:
@@ -30,19 +31,20 @@ def prepare(worker: Worker, lease: LeaseId, task: Prepare) -> Prepared:
         worker.mailbox.reply_now(Decoding(lease=lease, image=task.image))
         failpoint("generator.decoding", signal.SIGSEGV)
 
-    info = images.prepare(
-        configuration.image_dir,
-        task.path,
-        Path(configuration.spool_dir),
-        images.Limits(
-            max_pixels=configuration.max_pixels,
-            max_file_bytes=configuration.max_file_bytes,
-            min_side=configuration.min_side,
-            max_aspect=configuration.max_aspect,
-            background=configuration.background,
-        ),
-        announce,
+    limits = images.Limits(
+        max_pixels=configuration.max_pixels,
+        max_file_bytes=configuration.max_file_bytes,
+        min_side=configuration.min_side,
+        max_aspect=configuration.max_aspect,
+        background=configuration.background,
     )
+    spool, roomy = Path(configuration.spool_dir), worker.roomy
+    try:
+        info = images.prepare(configuration.image_dir, task.path, spool, limits, announce)
+    except images.BadImage as e:
+        if e.error.reason == images.TOO_MUCH_MEMORY and not roomy:
+            raise CallFailed(SHORT_OF_MEMORY) from None  # the calls had taken it
+        raise
     return Prepared(lease=lease, image=task.image, info=info)
 
 
