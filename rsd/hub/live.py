@@ -105,11 +105,10 @@ def bottleneck(brain: Brain, blocked: str, level: str, now: float) -> str:
 def reasons(
     brain: Brain, blocked: str, fatal: list[str], host_reason: str, refused: str
 ) -> list[str]:
-    """What is wrong, one line each; empty means healthy."""
-    found = brain.dispatch.health()
-    if blocked:
-        found.append(f"disk: {blocked}; nothing is lost, work waits")
+    """What is wrong, one line each, causes before effects; empty means healthy."""
+    found = [f"disk: {blocked}; nothing is lost, work waits"] if blocked else []
     found += [f"{name} dies again and again (FATAL); see the log" for name in fatal]
+    found += brain.dispatch.health()
     if host_reason and brain.dispatch.level == "paused":
         found.append(f"paused: {host_reason}")
     if refused:
