@@ -76,7 +76,8 @@ def test_a_picture_that_wants_too_much_memory_fails_and_nothing_else(
     simulator: Make, daemon: MakeDaemon
 ) -> None:
     sim = simulator()
-    d = daemon(sim, "--candidates", "2", RSD_IMAGES_DECODE_MEBIBYTES="64")
+    flags = ("--candidates", "2", "--gen-workers", "2")  # few threads: a small reserve for calls
+    d = daemon(sim, *flags, RSD_IMAGES_DECODE_MEBIBYTES="64")
     Image.new("RGBA", (6000, 6000), (0, 0, 0, 100)).save(d.images / "big.png", compress_level=1)
     for seed in range(3):
         draw(d.images / f"p{seed}.png", seed)
