@@ -54,6 +54,7 @@ class Configure(Struct, frozen=True, kw_only=True, tag_field="kind", tag="config
     min_side: int
     max_aspect: float
     background: str  #: `auto`, `white` or `black`, for transparent pictures
+    decode_bytes: int = 0  #: memory that one decoding may take, 0 for no limit
     log_level: str = "INFO"
 
 

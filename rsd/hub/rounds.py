@@ -11,7 +11,6 @@ from rsd.hub.journal import Journal
 from rsd.hub.progress import ActiveImage
 from rsd.hub.sampling import Regrade, Sample, Stop, next_step
 from rsd.hub.work import GENERATE, JUDGE, Work
-from rsd.names import display_path
 from rsd.vocabulary import CallError, ImageId
 
 #: Grading calls waiting, as a multiple of the graders' slots, above which no new round starts.
