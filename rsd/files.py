@@ -17,8 +17,8 @@ from rsd.names import display_path
 TEMPORARY = ".rsd-tmp"
 
 
-def failpoint(name: str) -> None:
-    """Kill this process with SIGKILL if the environment names this point (crash tests only).
+def failpoint(name: str, number: int = signal.SIGKILL) -> None:
+    """Kill this process (with SIGKILL) if the environment names this point (crash tests only).
 
     `RSD_FAILPOINT=name` kills at the first passage, `name:3` at the third.
     """
@@ -30,7 +30,7 @@ def failpoint(name: str) -> None:
         return
     _passages[name] = _passages.get(name, 0) + 1
     if _passages[name] == int(count or 1):
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), number)
 
 
 _passages: dict[str, int] = {}

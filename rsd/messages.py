@@ -59,6 +59,7 @@ class Configure(Struct, frozen=True, kw_only=True, tag_field="kind", tag="config
     max_aspect: float
     background: str  #: `auto`, `white` or `black`, for transparent pictures
     pictures: str = "data"  #: how they are sent: `data`, `uuid` or `file`
+    decode_bytes: int = 0  #: memory that one decoding may take, 0 for no limit
     log_level: str = "INFO"
 
 

@@ -13,6 +13,9 @@ MASK = "***"
 #: Keys shorter than this are looked for as they are only: `EMPTY` is no secret, and its encoded
 #: pieces would be found in any text.
 ENCODED_FROM = 8
+#: What programs leave as it is when they quote a text for a URL: nothing, or the signs of a path,
+#: or of a whole address.
+URL_SAFE = ("", "/", ";,/?:@&=+$-_.!~*'()#")
 
 
 class Redactor:
@@ -42,7 +45,8 @@ def forms(secret: str) -> set[str]:
     if len(secret) < ENCODED_FROM:
         return found
     escaped = json.dumps(secret)[1:-1]
-    found |= {escaped, escaped.replace("/", "\\/"), quote(secret, safe=""), quote_plus(secret)}
+    found |= {escaped, escaped.replace("/", "\\/"), quote_plus(secret)}
+    found |= {quote(secret, safe=safe) for safe in URL_SAFE}
     raw = secret.encode()
     for shift in range(3):
         whole = len(raw) + shift - (len(raw) + shift) % 3  # bytes whose characters are sure

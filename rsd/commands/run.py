@@ -21,6 +21,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from rsd import signals
 from rsd.commands import flags, places
 from rsd.config import state_dir, take_environment
 from rsd.errors import UserError
@@ -47,7 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Exit codes: 0 all have a result, 1 some failed, 2 wrong usage, 130 interrupted."""
+    """Exit codes: 0 all have a result, 1 some failed, 2 wrong usage, 130 interrupted; of the daemon
+    0 when a signal stopped it.
+    """
+    signals.end_orderly()
     if args.samples != -1 and not args.once:
         raise UserError(f"--samples = {args.samples}: only with --once")
     if args.samples < -1 or args.samples == 0:

@@ -256,9 +256,9 @@ def rows_of(d: dict[str, Any]) -> list[tuple[str, str]]:
         text = (
             f"{e['url']} {e['model']}: {e['state']}{why}, {e['in_flight']}/{e['limit']} in flight"
         )
-        if e["rate_limited"]:
+        if e.get("rate_limited"):
             text += f", {e['rate_limited']} times too fast"
-        if e["waits_seconds"]:
+        if e.get("waits_seconds"):
             text += f", asked again in {span(e['waits_seconds'] + 1)}"
         rows.append((e["role"], text))
     throttle, watch = d["throttle"], d["watch"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
-from rsd.errors import ErrorClass
+from rsd.errors import OUT_OF_MEMORY, ErrorClass
 from rsd.facts import (
     CandidateGraded,
     CandidateMade,
@@ -55,6 +55,7 @@ from rsd.hub.work import (
     Split,
     Work,
     after_failure,
+    pause,
 )
 from rsd.messages import (
     BacklogPage,
@@ -110,8 +111,8 @@ class Brain:
         match event:
             case WorkerUp(worker=worker, role=role, slots=slots):
                 self.dispatch.leases.join(worker, role, slots)
-            case WorkerGone(worker=worker):
-                self._worker_gone(worker)
+            case WorkerGone(worker=worker, crashed=crashed):
+                self._worker_gone(worker, crashed)
             case WorkerLeaving(worker=worker):
                 self.dispatch.leases.leaving(worker)
             case Replied(worker=worker, reply=Decoding(lease=lease, image=image)):
@@ -392,6 +393,9 @@ class Brain:
                 self.dispatch.add(respool, front=True)
             image.parked.append(work)
             return
+        if error.reason == OUT_OF_MEMORY:
+            self._short_of_memory(work)
+            return
         others = endpoint is not None and endpoint.answered > work.answered_before
         if endpoint is not None:
             self.dispatch.endpoint_failed(endpoint, error, self.journal)
@@ -415,7 +419,16 @@ class Brain:
             case GiveUp():
                 self.rounds.give_up(image, work, error)
 
+    def _short_of_memory(self, work: Work) -> None:
+        """Nobody's fault: again, when the others have given theirs back."""
+        work.killed += 1
+        self.journal.say("warning", "a worker is short of memory; the work is done a little later")
+        self.dispatch.later(work, self.journal.now + pause(work, self.policy))
+
     def _prepare_failed(self, work: Work, error: CallError) -> None:
+        if error.reason == OUT_OF_MEMORY:
+            self._short_of_memory(work)
+            return
         if not work.respool:
             self.intake.failed(work, error)
             return
@@ -428,14 +441,22 @@ class Brain:
             status = "withdrawn" if error.reason == "vanished" else "failed"
             self.rounds.end_without_result(image, status, error.reason, error.message)
 
-    def _worker_gone(self, worker: str) -> None:
+    def _worker_gone(self, worker: str, crashed: bool) -> None:
+        """`crashed`: of its own doing. A kill by somebody else says nothing of the picture that was
+        being decoded; it comes back a little later, because the host may lack memory.
+        """
         works, decoding = self.dispatch.leave(worker)
-        convicted = decoding is not None and self.intake.crashed(decoding)
+        convicted = decoding is not None and crashed and self.intake.crashed(decoding)
         for work in works:
             call = work.kind in (GENERATE, JUDGE)
             if work.kind in (PROBE, LOAD) or (call and work.image not in self.rounds.images):
                 continue
-            if not (convicted and work.image == decoding):
+            if convicted and work.image == decoding:
+                continue
+            if work.kind == PREPARE and work.image == decoding and not crashed:
+                work.killed += 1
+                self.dispatch.later(work, self.journal.now + pause(work, self.policy))
+            else:
                 self.dispatch.add(work, front=True)
 
     def _expire(self) -> None:

@@ -64,7 +64,7 @@ class Dispatcher:
             cap, model = policy.endpoint_caps[index], policy.models[index]
             known = before.get((role, url))
             if known is not None and model in ("", known.model):
-                known.recap(cap)
+                known.reloaded(cap, policy.probe_pause, policy.quota_pause)
                 self.endpoints[role, url] = known
             else:
                 self.endpoints[role, url] = EndpointLimit(

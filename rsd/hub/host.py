@@ -8,18 +8,17 @@ import contextlib
 import os
 import resource
 import shutil
-import signal
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any, Final
+from typing import Final
 
 import psutil
 
 from rsd.errors import UserError
+from rsd.hub.cgroups import tightest_memory
 from rsd.settings import Throttle as ThrottleSettings
 
 #: Margins for recovery, so that a level does not flicker: percent of CPU, percent of memory, share
@@ -40,13 +39,18 @@ class HostSample:
     disk: str = ""  #: the folder on the fullest disk
 
 
+def prime() -> None:
+    """Before the first sample: CPU load is measured since the last look."""
+    psutil.cpu_percent(interval=None)
+
+
 def sample(paths: Iterable[Path]) -> HostSample:
     """Look at the host; a cgroup's memory limit counts when it is the tighter one."""
     memory = psutil.virtual_memory()
     used = float(memory.percent)
-    limit, inside = _cgroup_memory()
-    if limit is not None and limit < memory.total:
-        used = max(used, 100.0 * inside / limit)
+    group = tightest_memory(int(memory.total))
+    if group is not None:
+        used = max(used, 100.0 * group.used / max(1, group.limit))
     free = []
     for path in paths:
         with contextlib.suppress(OSError):
@@ -58,23 +62,6 @@ def sample(paths: Iterable[Path]) -> HostSample:
         disk_free_bytes=least,
         disk=disk,
     )
-
-
-def _cgroup_memory() -> tuple[int | None, int]:
-    """(limit, in use without reclaimable cache) of this process's cgroup v2, or (None, 0)."""
-    try:
-        line = Path("/proc/self/cgroup").read_text().strip().rpartition("\n")[2]
-        folder = Path("/sys/fs/cgroup") / line.partition("::")[2].lstrip("/")
-        text = (folder / "memory.max").read_text().strip()
-        if text == "max":
-            return None, 0
-        inside = int((folder / "memory.current").read_text())
-        for row in (folder / "memory.stat").read_text().splitlines():
-            if row.startswith("inactive_file "):
-                inside -= int(row.split()[1])
-        return int(text), max(0, inside)
-    except (OSError, ValueError):
-        return None, 0
 
 
 class Throttle:
@@ -174,7 +161,8 @@ class Notifier:
 
     def ready(self, status: str) -> None:
         """Start-up, or a reload, is over."""
-        self._send(f"READY=1\nSTATUS={status}")
+        self._last = status.replace("\n", " ")
+        self._send(f"READY=1\nSTATUS={self._last}")
 
     def status(self, text: str) -> None:
         """The line that `systemctl status` shows."""
@@ -195,16 +183,6 @@ class Notifier:
     def watchdog(self) -> None:
         """Still alive."""
         self._send("WATCHDOG=1")
-
-
-def note_signals(put: Callable[[int], None]) -> dict[int, Any]:
-    """Let SIGTERM, SIGINT and SIGHUP leave a note and do nothing else; returns the old handlers."""
-
-    def note(number: int, frame: FrameType | None) -> None:
-        put(number)
-
-    wanted = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    return {number: signal.signal(number, note) for number in wanted}
 
 
 def process_identity(pid: int) -> str | None:

@@ -87,10 +87,12 @@ class EndpointLimit:
         """Whether work may be planned for it (a cool-down is only a delay)."""
         return self.state == UP
 
-    def recap(self, cap: int) -> None:
-        """A reload changed the upper bound."""
-        self.cap = cap
+    def reloaded(self, cap: int, probe_pause: float, quota_pause: float) -> None:
+        """A reload: new bounds and pauses. What was wrong may be mended: it is looked at now."""
+        self.cap, self.probe_pause, self.quota_pause = cap, probe_pause, quota_pause
         self.limit = min(self.limit, float(cap))
+        if self.state != UP:
+            self.pause = self.probe_at = 0.0
 
     def started(self) -> None:
         """A request was leased."""
@@ -134,17 +136,17 @@ class EndpointLimit:
             case ErrorClass.QUOTA:
                 self._suspend(QUOTA, error, now, self.quota_pause)
             case ErrorClass.MISCONFIGURED:
-                self._suspend(MISCONFIGURED, error, now, self._longer_pause(SETUP_PAUSE_MAX))
+                self._suspend(MISCONFIGURED, error, now, self._pause(now, SETUP_PAUSE_MAX))
             case ErrorClass.TRANSIENT:
                 self.failures += 1
                 if self.failures >= FAILURES_TO_OPEN or self.state != UP:
-                    self._suspend(DOWN, error, now, self._longer_pause(PROBE_PAUSE_MAX))
+                    self._suspend(DOWN, error, now, self._pause(now, PROBE_PAUSE_MAX))
             case ErrorClass.REFUSED if error.reason == "bad_request":
                 self.failures = 0
                 self.refusals += 1
                 if self.refusals >= REFUSALS_TO_PAUSE:
                     self.refusals = 0
-                    self._suspend(MISCONFIGURED, error, now, self._longer_pause(SETUP_PAUSE_MAX))
+                    self._suspend(MISCONFIGURED, error, now, self._pause(now, SETUP_PAUSE_MAX))
             case _:
                 # The server works: this item had a wrong answer, or one that needs another profile.
                 self.answered += 1
@@ -202,9 +204,12 @@ class EndpointLimit:
             self.slow_start = False
             self.limit = max(1.0, self.limit * CUT)
 
-    def _longer_pause(self, most: float) -> float:
-        self.pause = min(most, self.pause * 2 or self.probe_pause)
-        return self.pause
+    def _pause(self, now: float, most: float) -> float:
+        # Calls that were in flight when it began all fail before the next probe is due: only what
+        # fails after that says that the trouble lasts.
+        if self.state == UP or now >= self.probe_at:
+            self.pause = min(most, self.pause * 2 or self.probe_pause)
+        return self.pause or self.probe_pause
 
     def _suspend(self, state: str, error: CallError, now: float, pause: float) -> None:
         self.state = state

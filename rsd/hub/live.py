@@ -103,17 +103,25 @@ def bottleneck(brain: Brain, blocked: str, level: str, now: float) -> str:
 
 
 def reasons(
-    brain: Brain, blocked: str, log_refused: str, fatal: list[str], host_reason: str
+    brain: Brain,
+    blocked: str,
+    log_refused: str,
+    fatal: list[str],
+    host_reason: str,
+    refused: str,
 ) -> list[str]:
-    """What is wrong, one line each; empty means healthy."""
-    found = brain.dispatch.health()
-    for refused in dict.fromkeys(r for r in (blocked, brain.intake.refused) if r):
-        found.append(f"disk: {refused}; nothing is lost, work waits")
+    """What is wrong, one line each, causes before effects; empty means healthy."""
+    found: list[str] = []
+    for disk in dict.fromkeys(r for r in (blocked, brain.intake.refused) if r):
+        found.append(f"disk: {disk}; nothing is lost, work waits")
     if log_refused:
         found.append(f"disk: {log_refused}; lines go to stderr only")
     found += [f"{name} dies again and again (FATAL); see the log" for name in fatal]
+    found += brain.dispatch.health()
     if host_reason and brain.dispatch.level == "paused":
         found.append(f"paused: {host_reason}")
+    if refused:
+        found.append(refused)
     return found
 
 
@@ -129,13 +137,14 @@ def document(
     watch: dict[str, Any],
     blocked: str,
     log_refused: str,
+    refused: str,
     children: list[dict[str, Any]],
     recent: list[dict[str, Any]],
 ) -> dict[str, Any]:
     """The whole document; `identity` holds pid, times and folders."""
     dispatch = brain.dispatch
     fatal = [child["name"] for child in children if child["state"] == "fatal"]
-    wrong = reasons(brain, blocked, log_refused, fatal, str(host.get("reason", "")))
+    wrong = reasons(brain, blocked, log_refused, fatal, str(host.get("reason", "")), refused)
     rates = gauge.rates()
     left = stats.queued + stats.active
     speed = rates["images_per_second"]

@@ -47,6 +47,7 @@ class Reporter:
         self.notifier = host.Notifier()
         self.throttle = host.Throttle(settings.throttle)
         self.host: dict[str, Any] = {}
+        self.refused = ""  #: why the last reload was, "" when it was not
         self._once = once
         self._on_progress = on_progress
         self._host_seen = host_seen
@@ -124,6 +125,7 @@ class Reporter:
             watch=watch,
             blocked=scribe.blocked,
             log_refused=logs.refused(),
+            refused=self.refused,
             children=children,
             recent=list(self._recent),
         )
@@ -155,7 +157,10 @@ class Reporter:
     def _sample_host(self) -> None:
         """The throttle thread: it looks; the level's hysteresis is in `host.Throttle`."""
         paths = [Path(self.settings.output_dir), self.state]
-        while not self._stop.wait(HOST_SECONDS):
+        host.prime()
+        wait = 0.0  # the first look at once: a host that is full already must not be filled more
+        while not self._stop.wait(wait):
+            wait = HOST_SECONDS
             sample = host.sample(paths)
             level, reason = self.throttle.level(sample, time.monotonic())
             facts = {

@@ -11,7 +11,6 @@ from rsd.hub.journal import Journal
 from rsd.hub.progress import ActiveImage
 from rsd.hub.sampling import Regrade, Sample, Stop, next_step
 from rsd.hub.work import GENERATE, JUDGE, Work
-from rsd.names import display_path
 from rsd.vocabulary import CallError, ImageId
 
 #: Grading calls waiting, as a multiple of the graders' slots, above which no new round starts.
@@ -214,5 +213,6 @@ class Rounds:
         self.journal.persist(fact, 1024)
 
     def _tell(self, image: ActiveImage, what: str, error: CallError) -> None:
+        name = repr(image.path.decode("utf-8", "backslashreplace"))
         told = f"{error.error.value}: {error.message or error.reason}"
-        self.journal.say("warning", f"{display_path(image.path)}, {what}: given up ({told})")
+        self.journal.say("warning", f"{name}, {what}: given up ({told})")

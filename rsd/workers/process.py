@@ -8,7 +8,6 @@ import base64
 import logging
 import os
 import queue
-import signal
 import threading
 import time
 import traceback
@@ -21,8 +20,8 @@ from typing import Any
 
 import msgspec
 
-from rsd import logs
-from rsd.errors import ErrorClass
+from rsd import logs, signals
+from rsd.errors import OUT_OF_MEMORY, ErrorClass
 from rsd.messages import (
     Configure,
     Crashed,
@@ -47,6 +46,7 @@ from rsd.redact import Redactor
 from rsd.vocabulary import CallError, Profile
 from rsd.workers import images
 from rsd.workers.endpoint import Client, chat_body
+from rsd.workers.memory import MemoryLimit
 from rsd.workers.refusals import excerpt
 from rsd.workers.replies import CallFailed, Reply
 
@@ -69,6 +69,14 @@ AT_WORK = {
     ErrorClass.REFUSED,
     ErrorClass.TRUNCATED,
 }
+
+#: A call that met the memory limit because others need much at this moment.
+SHORT_OF_MEMORY = CallError(
+    error=ErrorClass.TRANSIENT,
+    message="this worker is short of memory",
+    reason=OUT_OF_MEMORY,
+    answered=False,
+)
 
 Handler = Callable[["Worker", LeaseId, Any], msgspec.Struct]
 
@@ -151,12 +159,11 @@ class Worker:
         self._calls: queue.SimpleQueue[Lease] = queue.SimpleQueue()
         self._prepares: queue.SimpleQueue[Lease] = queue.SimpleQueue()
         self._asides: queue.SimpleQueue[Lease] = queue.SimpleQueue()
+        self._memory: MemoryLimit | None = None
 
     def run(self) -> None:
         """Serve until the hub closes the mailbox, which ends the process."""
-        # Ctrl-C and systemd signal the whole group: the hub alone decides when calls end.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signals.ignore()
         for k in range(self._slots):
             threading.Thread(
                 target=self._serve, args=(self._calls,), name=f"call-{k}", daemon=True
@@ -165,6 +172,7 @@ class Worker:
         # looks at a server's load have one, because they must not wait for calls to end.
         for name, leases in (("prepare", self._prepares), ("aside", self._asides)):
             threading.Thread(target=self._serve, args=(leases,), name=name, daemon=True).start()
+        self._memory = MemoryLimit(self._slots)
         while True:
             message = self.mailbox.get()
             if isinstance(message, Configure):
@@ -183,6 +191,11 @@ class Worker:
         """Where prepared pictures lie."""
         assert self.configuration is not None
         return Path(self.configuration.spool_dir)
+
+    @property
+    def roomy(self) -> bool:
+        """Whether a decoding that begins now finds all the memory that it may take."""
+        return self._memory is None or self._memory.roomy
 
     def client(self, url: str) -> Client:
         """The client of an endpoint. Raises CallFailed for one that a reload removed."""
@@ -203,6 +216,8 @@ class Worker:
         before = self._clients
         self._clients = {e.url: self._client_of(e, before) for e in configuration.endpoints}
         self.configuration = configuration
+        if self._memory is not None and configuration.decode_bytes:
+            self._memory.allow(configuration.decode_bytes)
         if first:
             self.mailbox.reply(WorkerReady(pid=os.getpid()))
 
@@ -235,6 +250,8 @@ class Worker:
             )
         except images.BadImage as e:
             return Failed(lease=lease, error=e.error, seconds=time.monotonic() - began)
+        except MemoryError:
+            return Failed(lease=lease, error=SHORT_OF_MEMORY, seconds=time.monotonic() - began)
         except Exception:
             return self._crashed(lease)
 

@@ -25,7 +25,8 @@ _QUOTA = re.compile(
     r"insufficient[_ ](user[_ ])?quota|credit[_ ]balance|exceeded your current quota|"
     r"billing[_ ](hard[_ ])?(limit|not[_ ]active)|out of credit|payment required|"
     r"spend(ing)?[_ ]limit|usage[_ ]limit|insufficient[_ ](balance|funds|credit)|"
-    r"(not enough|requires more|no more) (credit|funds)|arrearage|额度不足|余额不足",
+    r"(not enough|requires more|no more) (credit|funds)|arrearage|"
+    r"key limit exceeded|额度不足|余额不足",
     re.IGNORECASE,
 )
 _RATE = re.compile(
@@ -52,7 +53,8 @@ _BLIND = re.compile(
     re.IGNORECASE,
 )
 _TOO_BIG = re.compile(
-    r"context[_ ](length|window)|maximum context|too many (input |prompt )?tokens|"
+    r"context[_ ](length|window|size)|maximum context|range of max_tokens|"
+    r"maximum allowed number of output tokens|tokens`? must be <=|too many (input |prompt )?tokens|"
     r"(prompt|input|request|message).{0,30}too (long|large)|string_above_max_length|"
     r"cannot be greater than max_model_len|max(_completion)?_tokens.{0,40}(too large|at most)|"
     r"image.{0,40}(too (large|big)|exceeds|larger than|maximum (allowed )?(size|dimension))|"
@@ -69,7 +71,8 @@ _IMAGE = re.compile(
 _UNSUPPORTED = re.compile(
     r"unsupported[_ ](parameter|value)|unknown[_ ](parameter|field|argument)|not supported|"
     r"does not support|is unsupported|unrecognized (request argument|parameter|field)|"
-    r"extra_forbidden|extra inputs are not permitted|only the default|not permitted|not allowed|"
+    r"unknown name|extra_forbidden|extra inputs are not permitted|only the default|not permitted|"
+    r"not allowed|"
     r"n must be 1\b|only n ?= ?1",
     re.IGNORECASE,
 )
@@ -81,7 +84,8 @@ _FORM = re.compile(
     r"(invalid|unsupported|not support|unavailable|not available|unknown|unrecognized|must be)"
     r".{0,80}(response_format|json_schema|json_object|structured[_ ]output)|"
     r"(response_format|json_schema|json_object|structured[_ ]output).{0,80}"
-    r"(invalid|unsupported|not support|unavailable|not available|unknown|unrecognized|must be)",
+    r"(invalid|unsupported|not support|unavailable|not available|unknown|unrecognized|must be|"
+    r"only for api versions)",
     re.IGNORECASE | re.DOTALL,
 )
 _NO_MODEL = re.compile(
@@ -110,6 +114,14 @@ _PARAMETERS: Final = (
     "detail",
 )
 _MANY = re.compile(r"['\"`]n['\"`]|\bn must be 1\b|\bn ?> ?1|\bn ?= ?1|greedy sampling")
+#: Servers whose headers a proxy dropped still say it in words.
+_AGAIN_IN = re.compile(
+    r"(?:try again|retry) (?:in|after) "
+    r"(\d+(?:\.\d+)?(?:ms|[dhms][\d.dhms]*)?)(?: ?(second|minute)s?)?",
+    re.IGNORECASE,
+)
+#: Words by which a refusal for its length means the answer's cap, not the prompt.
+_ABOUT_CAP = ("in the completion", "output tokens", "max_new_tokens", "range of max_tokens")
 _DURATION = re.compile(
     r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?"
 )
@@ -158,7 +170,7 @@ def classify_status(
     told = excerpt(said.message) or "no words"
     wait = None
     if verdict.kind is ErrorClass.RATE_LIMITED or status == 503:
-        wait = retry_after(headers, now)
+        wait = retry_after(headers, now) or _told_wait(said.message)
     return CallError(
         error=verdict.kind,
         message=excerpt(f"{status}: {told}"),
@@ -290,7 +302,8 @@ def _by_words(said: Said) -> Verdict | None:
 
 def _tokens_param(said: Said) -> str | None:
     """The token cap, when it is that which is too long; the brain then asks for fewer."""
-    if said.param is None and "in the completion" in said.message:
+    low = said.message.lower()
+    if said.param is None and any(words in low for words in _ABOUT_CAP):
         return "max_tokens"
     return said.param
 
@@ -328,6 +341,8 @@ def read_error(data: Any) -> Said:
     message = next((body[k] for k in ("message", "detail", "msg") if body.get(k)), "")
     param = _text(body.get("param"))
     kind = _text(body.get("type"))
+    if isinstance(message, dict):  # Mistral: the validation errors once more inside
+        message = message.get("detail") or str(message)
     if isinstance(message, list):  # FastAPI's validation errors: [{"loc": [...], "msg": ...}]
         rows = [row for row in message if isinstance(row, dict)]
         if rows and isinstance(rows[0].get("loc"), list):
@@ -410,6 +425,15 @@ def allowances(headers: Mapping[str, str], now: float) -> tuple[Allowance, ...]:
             tokens = "token" in name
             found.append(Allowance(remaining=left, seconds=wait, tokens=tokens))
     return tuple(found)
+
+
+def _told_wait(message: str) -> float | None:
+    """Seconds to wait as the text of a refusal names them, at most RETRY_AFTER_MAX."""
+    match = _AGAIN_IN.search(message)
+    wait = duration(match[1].rstrip(".")) if match else None
+    if not match or not wait or wait <= 0:
+        return None
+    return min(wait * (60.0 if (match[2] or "").lower() == "minute" else 1.0), RETRY_AFTER_MAX)
 
 
 def duration(text: str) -> float | None:

@@ -242,7 +242,7 @@ OUTAGES = (
         begin=_refuse,
         ci=True,
     ),
-    Outage("connections reset as soon as accepted", E.TRANSIENT, None, "broke", begin=_reset_all),
+    Outage("connections reset as soon as accepted", E.TRANSIENT, None, "reset", begin=_reset_all),
     Outage("closed without an answer", E.TRANSIENT, raw(b""), "broke"),
     Outage(
         "reset in the middle of a body",
@@ -377,6 +377,14 @@ OUTAGES = (
         "Too many",
         role="grader",
         wait=1.0,
+    ),
+    Outage(
+        "429, the time in words (OpenAI behind a proxy)",
+        E.RATE_LIMITED,
+        chat(answers(429, openai("Rate limit reached. Please try again in 1.4s."))),
+        "try again in 1.4s",
+        role="grader",
+        wait=1.4,
     ),
     Outage(
         "429, limits of -1 and 0 (Azure)",

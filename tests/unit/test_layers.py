@@ -16,6 +16,7 @@ HEIGHT = {
     "errors": 0,
     "names": 0,
     "redact": 0,
+    "signals": 0,
     "files": 1,
     "pointers": 2,
     "settings": 2,

@@ -233,3 +233,27 @@ def test_a_generous_server_holds_nobody_back() -> None:
     e = endpoint()
     e.told((Allowance(remaining=4_999, seconds=0.012),), 1.0, 100.0)
     assert e.room(100.0) == 8
+
+
+def test_a_burst_of_failures_is_one_reason_to_pause() -> None:
+    for kind, state in ((ErrorClass.MISCONFIGURED, MISCONFIGURED), (ErrorClass.TRANSIENT, DOWN)):
+        e = endpoint()
+        for k in range(8):  # all of them were in flight when it began
+            e.failed(error(kind), 10.0 + k / 100)
+        assert e.state == state
+        assert not e.probe_due(11.0)
+        assert e.probe_due(12.1)
+        e.failed(error(kind), 12.1)  # the probe
+        assert not e.probe_due(16.0)
+        assert e.probe_due(16.2)
+
+
+def test_a_rate_limit_says_why_until_an_answer_comes() -> None:
+    e = endpoint()
+    e.failed(error(ErrorClass.RATE_LIMITED), 1.0)
+    assert (e.state, e.reason) == (UP, "why")
+    e.succeeded(3.0)
+    assert e.reason == ""
+    e.failed(error(ErrorClass.QUOTA), 4.0)
+    e.succeeded(5.0)  # a call that was in flight
+    assert (e.state, e.reason) == (QUOTA, "why")

@@ -55,6 +55,7 @@ TABLE: list[tuple[int, Any, dict[str, str], ErrorClass, str]] = [
     (402, openai("Payment required"), {}, E.QUOTA, "quota"),
     (403, openai("not enough", "insufficient_user_quota"), {}, E.QUOTA, "quota"),
     (403, openai("Your input was flagged by moderation"), {}, E.REFUSED, "content_filter"),
+    (403, openai("Key limit exceeded (total limit)"), {}, E.QUOTA, "quota"),
     (403, openai("Country not supported"), {}, E.MISCONFIGURED, "forbidden"),
     (401, {"error": "Unauthorized"}, {}, E.MISCONFIGURED, "unauthorized"),
     (404, vllm("The model `x` does not exist.", 404), {}, E.MISCONFIGURED, "no_model"),
@@ -118,6 +119,43 @@ def test_the_table(
     assert error.message.startswith(f"{status}: ")
 
 
+#: Texts for "too long" of other servers than vLLM, and the cap that they mean, if it is that.
+TOO_LONG: list[tuple[str, str | None]] = [
+    ("max_tokens: 9 > 8, which is the maximum allowed number of output tokens", "max_tokens"),
+    ("Input validation error: `inputs` tokens + `max_new_tokens` must be <= 4097", "max_tokens"),
+    ("Range of max_tokens should be [1, 8192]", "max_tokens"),
+    ("the request exceeds the available context size. try increasing it", None),
+    ("The input (3000 tokens) is longer than the model's context length (2048 tokens).", None),
+]
+
+
+@pytest.mark.parametrize(("text", "param"), TOO_LONG)
+def test_too_long_in_other_words(text: str, param: str | None) -> None:
+    error = classify_status(400, openai(text), "", {}, NOW)
+    assert (error.error, error.param) == (E.TOO_BIG, param)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("Limit 200000, Used 199000. Please try again in 2.4s. Visit ...", 2.4),
+        ("Please try again in 6m0s.", 360.0),
+        ("Please try again in 120ms", 0.12),
+        ("Please retry after 6 seconds.", 6.0),
+        ("try again in 2 minutes", 120.0),
+        ("try again in 9999999s", 3600.0),
+        ("try again in 0s", None),
+        ("try again later", None),
+    ],
+)
+def test_a_wait_that_only_the_text_tells(text: str, seconds: float | None) -> None:
+    error = classify_status(429, openai(text), "", {}, NOW)
+    assert error.error is E.RATE_LIMITED
+    assert error.retry_after == (None if seconds is None else pytest.approx(seconds))
+    told = classify_status(429, openai(text), "", {"Retry-After": "9"}, NOW)
+    assert told.retry_after == 9.0, "a header is believed rather than a text"
+
+
 UNSUPPORTED: list[tuple[Any, str]] = [
     (
         openai(
@@ -132,8 +170,26 @@ UNSUPPORTED: list[tuple[Any, str]] = [
     (openai("'temperature' does not support 0.7", "unsupported_value"), "temperature"),
     (vllm("n must be 1 when using greedy sampling, got 4.", 400), "n"),
     (openai("Unrecognized request argument supplied: top_k"), "top_k"),
+    (openai('Invalid JSON payload received. Unknown name "top_k": Cannot find field.'), "top_k"),
+    (
+        {
+            "object": "error",
+            "message": {
+                "detail": [
+                    {"loc": ["body", "top_k"], "msg": "not permitted", "type": "extra_forbidden"}
+                ]
+            },
+        },
+        "top_k",
+    ),
     (openai("Invalid schema for response_format 'grading'"), "response_format"),
     (openai("x", "unsupported_parameter", "response_format.type"), "response_format"),
+    (
+        openai("response_format value as json_schema is enabled only for api versions 2024-08-01"),
+        "response_format",
+    ),
+    (openai("This response_format type is unavailable now"), "response_format"),
+    (openai("This model does not support response format `json_schema`."), "response_format"),
     (openai("x is not supported", "", "messages[0].content[0].image_url.detail"), "detail"),
     (
         {"detail": [{"loc": ["body", "min_p"], "msg": "no", "type": "extra_forbidden"}]},

@@ -316,6 +316,8 @@ def test_the_screen_says_what_is_wrong(capsys: pytest.CaptureFixture[str], tmp_p
         "reason": "out of credit",
         "in_flight": 2,
         "limit": 8,
+        "rate_limited": 3,
+        "waits_seconds": 250.5,
     }
     throttle = {
         "level": "reduced",
@@ -342,6 +344,7 @@ def test_the_screen_says_what_is_wrong(capsys: pytest.CaptureFixture[str], tmp_p
             "! grader out of credit",
             "http://[markup]/v1 o4-mini: quota",
         ),
+        "3 times too fast, asked again in 4 min",
         *("2/8 in flight", "reduced (CPU at 97 %)", "5.0 GiB free", "2 h left", "held by: quota"),
     ):
         assert words in text
