@@ -20,12 +20,12 @@ TEMPORARY = ".rsd-tmp"
 def failpoint(name: str, number: int = signal.SIGKILL) -> None:
     """Kill this process (with SIGKILL) if the environment names this point (crash tests only).
 
-    `RSD_FAILPOINT=name` kills at the first passage, `name:3` at the third.
+    `RSD_FAILPOINT=name` kills at the first passage, `name:3` at the third. The variable is read once:
+    points lie on the path of every message.
     """
-    wanted = os.environ.get("RSD_FAILPOINT")
-    if wanted is None:
+    if _WANTED is None:
         return
-    point, _, count = wanted.partition(":")
+    point, _, count = _WANTED.partition(":")
     if point != name:
         return
     _passages[name] = _passages.get(name, 0) + 1
@@ -33,6 +33,7 @@ def failpoint(name: str, number: int = signal.SIGKILL) -> None:
         os.kill(os.getpid(), number)
 
 
+_WANTED = os.environ.get("RSD_FAILPOINT")
 _passages: dict[str, int] = {}
 
 
