@@ -20,8 +20,8 @@ TEMPORARY = ".rsd-tmp"
 def failpoint(name: str, number: int = signal.SIGKILL) -> None:
     """Kill this process (with SIGKILL) if the environment names this point (crash tests only).
 
-    `RSD_FAILPOINT=name` kills at the first passage, `name:3` at the third. The variable is read once:
-    points lie on the path of every message.
+    `RSD_FAILPOINT=name` kills at the first passage, `name:3` at the third. The variable is read
+    once: points lie on the path of every message.
     """
     if _WANTED is None:
         return

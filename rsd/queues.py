@@ -4,22 +4,76 @@
 moment leaves the lock taken for ever (cpython issues 96062 and 87971). A mailbox is two one-way
 pipes that belong to one worker alone: whoever dies, the other end sees EOF and the siblings see
 nothing. Frames are JSON bytes, never pickle.
+
+A message is written by the thread that has it, and a read takes all that has come: on a loaded
+machine handing a message to another thread costs more than writing it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
-import queue
+import select
 import threading
+from collections import deque
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnContext
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 import msgspec
 
 In = TypeVar("In")
 Out = TypeVar("Out")
+
+#: Bytes of a frame's length, and most bytes of one read.
+HEADER: Final = 4
+CHUNK: Final = 256 * 1024
+
+
+def frame_of(message: msgspec.Struct) -> bytes:
+    """A message as it crosses a pipe: its length, then JSON."""
+    data = msgspec.json.encode(message)
+    return len(data).to_bytes(HEADER, "big") + data
+
+
+class Frames:
+    """Frames out of a pipe, read in large pieces. One thread may use it."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._rest = b""
+
+    def read(self) -> list[bytes]:
+        """Block until a frame is whole; all that are. Raises EOFError when the other end is gone;
+        what it had begun to say is lost with it.
+        """
+        found: list[bytes] = []
+        parts = [self._rest]
+        have, need = len(self._rest), HEADER
+        while True:
+            while have < need:
+                try:
+                    part = os.read(self._fd, max(CHUNK, need - have))
+                except OSError:
+                    part = b""
+                if not part:
+                    raise EOFError
+                parts.append(part)
+                have += len(part)
+            data = b"".join(parts)
+            at = 0
+            while have - at >= HEADER:
+                need = HEADER + int.from_bytes(data[at : at + HEADER], "big")
+                if have - at < need:
+                    break
+                found.append(data[at + HEADER : at + need])
+                at += need
+                need = HEADER
+            self._rest = data[at:]
+            if found:
+                return found
+            parts, have = [self._rest], len(self._rest)
 
 
 class WorkQueue(Generic[In]):
@@ -29,9 +83,12 @@ class WorkQueue(Generic[In]):
         self.name = name
         child_inbox, self._tx = context.Pipe(duplex=False)
         self._rx, child_outbox = context.Pipe(duplex=False)
+        os.set_blocking(self._tx.fileno(), False)
         #: For the child process: (inbox, outbox). `start` closes the hub's copies of them.
         self.child_ends: tuple[Connection, Connection] = (child_inbox, child_outbox)
-        self._outgoing: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._changed = threading.Condition()
+        self._waiting: deque[bytes] = deque()  # what the pipe had no room for
+        self._closing = False
 
     def start(
         self,
@@ -52,11 +109,32 @@ class WorkQueue(Generic[In]):
 
     def put(self, message: msgspec.Struct) -> None:
         """Queue a message for this worker; lost if the worker is dead, which `gone` tells."""
-        self._outgoing.put(msgspec.json.encode(message))
+        frame = frame_of(message)
+        with self._changed:
+            if self._closing:
+                return
+            if not self._waiting:
+                frame = self._write(frame)
+            if frame:
+                self._waiting.append(frame)
+                self._changed.notify()
 
     def close(self) -> None:
         """End the sender; the child sees EOF once everything queued before has been sent."""
-        self._outgoing.put(None)
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+
+    def _write(self, frame: bytes) -> bytes:
+        """As much as the pipe takes at once; the rest. Nothing is left for a dead child."""
+        try:
+            return frame[os.write(self._tx.fileno(), frame) :]
+        except BlockingIOError:
+            return frame
+        except OSError:
+            self._closing = True
+            self._waiting.clear()
+            return b""
 
     def _read(
         self,
@@ -64,23 +142,36 @@ class WorkQueue(Generic[In]):
         deliver: Callable[[In], None],
         gone: Callable[[], None],
     ) -> None:
-        while True:
-            try:
-                frame = self._rx.recv_bytes()
-            except (EOFError, OSError):  # a death inside a frame comes as OSError
-                break
-            deliver(decoder.decode(frame))
+        frames = Frames(self._rx.fileno())
+        with contextlib.suppress(EOFError):
+            while True:
+                for frame in frames.read():
+                    deliver(decoder.decode(frame))
         self._rx.close()
-        self._outgoing.put(None)
+        self.close()
         gone()
 
     def _send(self) -> None:
-        while (frame := self._outgoing.get()) is not None:
-            try:
-                self._tx.send_bytes(frame)
-            except OSError:
-                break
-        self._tx.close()
+        """What the pipe had no room for, and the end."""
+        room = select.poll()
+        room.register(self._tx.fileno(), select.POLLOUT)
+        while True:
+            with self._changed:
+                while not self._waiting and not self._closing:
+                    self._changed.wait()
+                if not self._waiting:
+                    self._tx.close()
+                    return
+            room.poll()
+            with self._changed:
+                while self._waiting:
+                    rest = self._write(self._waiting[0])
+                    if not self._waiting:
+                        break
+                    if rest:
+                        self._waiting[0] = rest
+                        break
+                    self._waiting.popleft()
 
 
 class Mailbox(Generic[In, Out]):
@@ -89,27 +180,28 @@ class Mailbox(Generic[In, Out]):
     def __init__(
         self, inbox: Connection, outbox: Connection, decoder: msgspec.json.Decoder[In]
     ) -> None:
-        self._inbox = inbox
-        self._outbox = outbox
+        # Kept, so that they stay open.
+        self._inbox, self._outbox = inbox, outbox
+        self._frames = Frames(inbox.fileno())
+        self._come: deque[bytes] = deque()
         self._decoder = decoder
-        self._sending = threading.Lock()
+        self._writing = threading.Lock()
 
     def get(self) -> In:
         """The next message. EOF means that the hub died: this process ends at once."""
-        try:
-            frame = self._inbox.recv_bytes()
-        except (EOFError, OSError):
-            os._exit(0)
-        return self._decoder.decode(frame)
+        if not self._come:
+            try:
+                self._come.extend(self._frames.read())
+            except EOFError:
+                os._exit(0)
+        return self._decoder.decode(self._come.popleft())
 
     def reply(self, message: msgspec.Struct) -> None:
-        """Send a message to the hub; it is in the pipe on return, whatever kills us then.
-
-        The hub always reads, so that this waits for nothing but its turn.
-        """
-        frame = msgspec.json.encode(message)
-        try:
-            with self._sending:
-                self._outbox.send_bytes(frame)
-        except OSError:
-            os._exit(0)
+        """Send a message to the hub; returns when it is in the pipe, which the hub always reads."""
+        frame = frame_of(message)
+        with self._writing:
+            try:
+                while frame:
+                    frame = frame[os.write(self._outbox.fileno(), frame) :]
+            except OSError:
+                os._exit(0)
