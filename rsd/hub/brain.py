@@ -7,6 +7,8 @@ image is active is in `intake.py`; which candidates are drawn in `sampling.py`; 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import msgspec
 
 from rsd.errors import OUT_OF_MEMORY, ErrorClass
@@ -107,7 +109,17 @@ class Brain:
 
     def handle(self, event: Event, now: float, wall: float) -> list[Action]:
         """`now`: monotonic seconds; `wall`: Unix time, stored in facts and never compared."""
+        return self.handle_all((event,), now, wall)
+
+    def handle_all(self, events: Iterable[Event], now: float, wall: float) -> list[Action]:
+        """Several events that came together: what they allow is looked at once, at their end."""
         self.journal.begin(now, wall)
+        for event in events:
+            self._take(event)
+        self._move_on()
+        return self.journal.out
+
+    def _take(self, event: Event) -> None:
         match event:
             case WorkerUp(worker=worker, role=role, slots=slots):
                 self.dispatch.leases.join(worker, role, slots)
@@ -142,7 +154,7 @@ class Brain:
             case ScanDone(only=only):
                 self._scan_done, self.intake.only = True, only
             case HostPressure(level=level):
-                self.dispatch.set_level(level, now)
+                self.dispatch.set_level(level, self.journal.now)
             case PolicyChanged(policy=policy):
                 self.policy = self.intake.policy = self.rounds.policy = policy
                 self.dispatch.configure(policy)
@@ -152,8 +164,6 @@ class Brain:
             case Tick(blocked=blocked):
                 self.dispatch.blocked = blocked
                 self._expire()
-        self._move_on()
-        return self.journal.out
 
     # --------------------------------------------------------------------------------- the cycle
 

@@ -172,6 +172,7 @@ class Supervisor:
         )
         self.folder = Folder(settings, self.scribe.ask, once=once, samples=samples)
         self.requests = RetryRequests(state / "requests", self.scribe.ask)
+        self._heard: list[Event] = []  # not yet told to the brain
         self._signals = 0
         self._drain_until: float | None = None
         self._drain_code = 0
@@ -219,9 +220,11 @@ class Supervisor:
                 self._handle(self.events.get_nowait())
         except queue.Empty:
             pass
+        self._decide()
         if (now := time.monotonic()) >= self._next_tick:
             self._next_tick = now + TICK_SECONDS
             self._tick(now)
+            self._decide()
 
     def _handle(self, event: tuple[Any, ...]) -> None:
         match event:
@@ -242,8 +245,14 @@ class Supervisor:
                 raise StateError(text)
 
     def _think(self, event: Event) -> None:
-        for action in self.brain.handle(event, time.monotonic(), time.time()):
-            self._act(action)
+        """The brain hears it with all else of this turn."""
+        self._heard.append(event)
+
+    def _decide(self) -> None:
+        heard, self._heard = self._heard, []
+        if heard:
+            for action in self.brain.handle_all(heard, time.monotonic(), time.time()):
+                self._act(action)
 
     def _act(self, action: Action) -> None:
         match action:
@@ -324,6 +333,7 @@ class Supervisor:
                 self.scribe.opened(stats)
                 if not self.brain.started:
                     self._think(Started(backlog_high=stats.backlog_high, profiles=profiles))
+                    self._decide()
                     if self._drain_until is None:
                         self.folder.start()
             case WriterBlocked(reason=reason):
@@ -342,6 +352,7 @@ class Supervisor:
             self.scribe.gone()
         else:
             self._think(WorkerGone(worker=child.name, crashed=child.own_fault))
+            self._decide()
             if not wanted:
                 del self.pool.children[child.name]
         if wanted and self._drain_until is None:
