@@ -34,13 +34,14 @@ class Folder:
         self,
         settings: Settings,
         ask: Callable[[Query], None],
+        wake: Callable[[], None],
         *,
         once: bool,
         samples: int | None,
     ) -> None:
         self._arrivals: queue.Queue[Event] = queue.Queue(maxsize=ARRIVALS)
         self._questions: queue.SimpleQueue[Query] = queue.SimpleQueue()
-        self._ask = ask
+        self._ask, self._wake = ask, wake
         self._query = FIRST_QUERY
         self._limited = samples is not None
         self._running = False
@@ -126,10 +127,12 @@ class Folder:
     def _compare(self, files: tuple[FileStat, ...]) -> None:
         self._query += 1
         self._questions.put(ComparePaths(query=self._query, files=files))
+        self._wake()
 
     def _list_pending(self, after: int) -> None:
         self._query += 1
         self._questions.put(ListPending(query=self._query, after=after, count=SLICE))
+        self._wake()
 
     def _scanned(self, paths: list[bytes]) -> None:
         self._put(ScanDone(only=frozenset(paths) if self._limited else None))

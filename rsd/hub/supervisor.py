@@ -170,7 +170,13 @@ class Supervisor:
             on_progress=on_progress,
             host_seen=lambda level, facts: self.events.put(("host", level, facts)),
         )
-        self.folder = Folder(settings, self.scribe.ask, once=once, samples=samples)
+        self.folder = Folder(
+            settings,
+            self.scribe.ask,
+            lambda: self.events.put(("question",)),
+            once=once,
+            samples=samples,
+        )
         self.requests = RetryRequests(state / "requests", self.scribe.ask)
         self._heard: list[Event] = []  # not yet told to the brain
         self._signals = 0
@@ -239,6 +245,8 @@ class Supervisor:
             case ("host", level, facts):
                 self.reporter.host = facts
                 self._think(HostPressure(level=level))
+            case ("question",):
+                self.folder.tend()
             case ("brain", thought):
                 self._think(thought)
             case ("failed", text):
