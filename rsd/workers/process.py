@@ -13,6 +13,7 @@ import time
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from hashlib import blake2b
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -275,8 +276,12 @@ def probe(worker: Worker, lease: LeaseId, task: Probe) -> Probed:
         if not (task.model and e.error.status in (404, 405)):  # some servers have no such listing
             raise
     model = _resolve(task, names)
+    # All at once: work waits for this probe, and the answers do not need each other.
+    with ThreadPoolExecutor(len(SEEDS)) as threads:
+        seeds = SEEDS if task.sampling else (None,)
+        said = [threads.submit(_say, client, model, task.profile, seed=seed) for seed in seeds]
     try:
-        first = _say(client, model, task.profile, seed=SEEDS[0] if task.sampling else None)
+        said[0].result()
     except CallFailed as e:
         if e.error.error not in AT_WORK:
             raise
@@ -284,7 +289,7 @@ def probe(worker: Worker, lease: LeaseId, task: Probe) -> Probed:
         if e.error.error is ErrorClass.UNSUPPORTED:
             warning = ""  # the first item adapts the profile
     else:
-        warning = _try_sampling(client, model, task.profile, first) if task.sampling else ""
+        warning = _try_sampling(task.profile, said) if task.sampling else ""
     return Probed(
         lease=lease,
         model=model,
@@ -324,16 +329,14 @@ def _say(client: Client, model: str, profile: Profile, *, seed: int | None) -> R
     return client.chat(chat_body(model, None, "Write six random words.", sent))
 
 
-def _try_sampling(client: Client, model: str, profile: Profile, first: Reply) -> str:
-    """Whether seeds and temperature do anything: the same seed again, then another."""
+def _try_sampling(profile: Profile, said: list[Future[Reply]]) -> str:
+    """Whether seeds and temperature do anything: the same seed twice, then another."""
     if "seed" in profile.drop or "temperature" in profile.drop:
         return ""
-    texts = [first.choices[0].content]
-    for seed in SEEDS[1:]:
-        try:
-            texts.append(_say(client, model, profile, seed=seed).choices[0].content)
-        except CallFailed as e:
-            return f"sampling parameters could not be tried: {e.error.message}"
+    try:
+        texts = [each.result().choices[0].content for each in said]
+    except CallFailed as e:
+        return f"sampling parameters could not be tried: {e.error.message}"
     if not all(texts):
         return ""  # a reasoning model spent the tokens on thoughts: nothing can be seen
     if texts[0] == texts[1] == texts[2]:
