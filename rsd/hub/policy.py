@@ -8,7 +8,7 @@ from pathlib import Path
 from rsd.config import PLACES, state_dir
 from rsd.errors import UserError
 from rsd.hub.events import GENERATE, GRADE, Policy
-from rsd.messages import Configure, Endpoint, Open
+from rsd.messages import Configure, Endpoint, Open, Resettle
 from rsd.settings import Generation, Grading, Settings
 from rsd.vocabulary import Rates, Recipe, SummaryConfig
 
@@ -155,4 +155,12 @@ def summary_config_of(settings: Settings, recipe: Recipe) -> SummaryConfig:
         price_generator_output=prices.generator_output,
         price_grader_input=prices.grader_input,
         price_grader_output=prices.grader_output,
+    )
+
+
+def resettle_of(settings: Settings, recipe: Recipe) -> Resettle:
+    """What a reload changes for the writer."""
+    return Resettle(
+        summary=summary_config_of(settings, recipe),
+        checkpoint_interval=settings.checkpoint_interval,
     )

@@ -176,6 +176,15 @@ class Pool:
         child.restart_at = now + delay
         return how
 
+    def end(self) -> None:
+        """Kill whatever lives, and wait until it is gone."""
+        for child in self.children.values():
+            child.wanted = False
+            self.kill(child)
+        for child in self.children.values():
+            if child.process is not None:
+                child.process.join(timeout=5.0)
+
     def kill(self, child: Child) -> None:
         """SIGKILL: harmless, because nothing but open calls is lost."""
         if child.process is not None and child.process.pid is not None:

@@ -12,6 +12,7 @@ import queue
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,8 @@ from rsd.hub.policy import (
     opening_of,
     policy_of,
     refuse_fixed,
+    resettle_of,
     slots,
-    summary_config_of,
     waiting_for_restart,
 )
 from rsd.hub.pool import Child, Pool, processes
@@ -71,7 +72,6 @@ from rsd.messages import (
     PendingListed,
     Pong,
     Recovered,
-    Resettle,
     WorkerReady,
     WriterBlocked,
     WriterUp,
@@ -170,13 +170,8 @@ class Supervisor:
             on_progress=on_progress,
             host_seen=lambda level, facts: self.events.put(("host", level, facts)),
         )
-        self.folder = Folder(
-            settings,
-            self.scribe.ask,
-            lambda: self.events.put(("question",)),
-            once=once,
-            samples=samples,
-        )
+        wake = partial(self.events.put, ("question",))
+        self.folder = Folder(settings, self.scribe.ask, wake, once=once, samples=samples)
         self.requests = RetryRequests(state / "requests", self.scribe.ask)
         self._heard: list[Event] = []  # not yet told to the brain
         self._signals = 0
@@ -213,7 +208,7 @@ class Supervisor:
         finally:
             self.reporter.stop()
             self.folder.stop()
-            self._end_children()
+            self.pool.end()
             pointers.remove_pointer(pointer)
             signals.forget(previous)
 
@@ -458,9 +453,7 @@ class Supervisor:
                 self._think(WorkerLeaving(worker=name))
             self.crew.hire(settings)
         self._think(PolicyChanged(policy=policy_of(settings, recipe, once=self.once)))
-        summary = summary_config_of(settings, recipe)
-        interval = settings.checkpoint_interval
-        self.scribe.resettle(Resettle(summary=summary, checkpoint_interval=interval))
+        self.scribe.resettle(resettle_of(settings, recipe))
         self.reporter.settings = settings
         self.reporter.throttle = host.Throttle(settings.throttle)
         folder = Path(settings.output_dir) / "logs"
@@ -502,11 +495,3 @@ class Supervisor:
                     self._signals += 1
         self._report(self.reporter.publish, time.monotonic())
         return code
-
-    def _end_children(self) -> None:
-        for child in self.pool.children.values():
-            child.wanted = False
-            self.pool.kill(child)
-        for child in self.pool.children.values():
-            if child.process is not None:
-                child.process.join(timeout=5.0)
