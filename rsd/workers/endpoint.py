@@ -19,7 +19,7 @@ import socket
 import ssl
 import time
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 import msgspec
@@ -28,6 +28,7 @@ import urllib3.exceptions
 from requests.adapters import HTTPAdapter
 from urllib3.connectionpool import HTTPConnectionPool
 from urllib3.poolmanager import PoolManager
+from urllib3.response import BaseHTTPResponse
 from urllib3.util.timeout import Timeout
 
 from rsd.errors import ErrorClass
@@ -90,6 +91,14 @@ def chat_body(
     rest = encode(parameters)
     parts.append(b"}" if rest == b"{}" else b"," + rest[1:])
     return b"".join(parts)
+
+
+class _Way(NamedTuple):
+    """A path of an endpoint: the pool that connects to it, what to ask for there, the headers."""
+
+    pool: Any  #: urllib3's, of the kind that requests chose
+    url: str
+    headers: Any  #: names to values; the key is bytes, as requests leaves it
 
 
 class Held:
@@ -205,7 +214,7 @@ class Client:
         )
         self._proxies = {} if _is_loopback(parts.hostname or "") else dict(settings["proxies"])
         self._verify: bool | str = endpoint.ca_file or settings["verify"] or True
-        self._templates: dict[str, requests.PreparedRequest] = {}
+        self._ways: dict[str, _Way] = {}
         self.holds = Held()
 
     def chat(self, body: bytes) -> Reply:
@@ -236,68 +245,79 @@ class Client:
     def _call(self, method: str, path: str, body: bytes | None) -> bytes:
         """The body of a 2xx. Raises CallFailed for all else."""
         seconds = self.endpoint.timeout
-        response: requests.Response | None = None
+        response: BaseHTTPResponse | None = None
         parts: list[bytes] = []
         try:
-            response = self._adapter.send(
-                self._prepared(method, path, body),
-                stream=True,
-                timeout=Timeout(  # type: ignore[arg-type]  # requests takes urllib3's own as well
-                    total=seconds, connect=min(CONNECT_SECONDS, seconds), read=seconds
-                ),
-                verify=self._verify,
-                proxies=self._proxies,
+            way = self._way(method, path)
+            response = way.pool.urlopen(
+                method,
+                way.url,
+                body=body,
+                headers=way.headers,
+                redirect=False,
+                assert_same_host=False,
+                preload_content=False,
+                decode_content=False,
+                retries=False,
+                timeout=Timeout(total=seconds, connect=min(CONNECT_SECONDS, seconds), read=seconds),
             )
             self._read(response, parts)
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as e:
             error = _transport_error(e)
-            refused = response is not None and not 200 <= response.status_code < 300
+            refused = response is not None and not 200 <= response.status < 300
             if not refused or error.reason == "timeout":
                 raise CallFailed(self._cleaned(error)) from None
         finally:
             if response is not None:
                 response.close()
+                response.release_conn()
         assert response is not None
         raw = b"".join(parts)
-        if 200 <= response.status_code < 300:
+        if 200 <= response.status < 300:
             return raw
         raise CallFailed(self._cleaned(self._refusal(response, self._scrub(raw), path)))
 
-    def _prepared(self, method: str, path: str, body: bytes | None) -> requests.PreparedRequest:
+    def _way(self, method: str, path: str) -> _Way:
+        """How a path is reached: requests finds out about proxies, certificates and headers, once;
+        the calls then go straight to the connection pool that it names.
+        """
         if _UNPRINTABLE.search(self._key):
             text = "the API key holds a line break or another control character"
             raise CallFailed(_error(ErrorClass.MISCONFIGURED, text, "unauthorized", answered=False))
-        template = self._templates.get(path)
-        if template is None:
+        way = self._ways.get(path)
+        if way is None:
             parts = urlsplit(self.endpoint.url)
             base = parts.path.rstrip("/")
             base = base.removesuffix("/v1") if path == METRICS else base
             url = parts._replace(path=base + path).geturl()
-            template = requests.Request(method, url, headers=self._headers).prepare()
-            self._templates[path] = template
-        request = template.copy()
-        if body is not None:
-            request.body = body
-            request.headers["Content-Length"] = str(len(body))
-        return request
+            request = requests.Request(method, url, headers=self._headers).prepare()
+            pool = self._adapter.get_connection_with_tls_context(
+                request, self._verify, proxies=self._proxies
+            )
+            self._adapter.cert_verify(pool, url, self._verify, None)  # type: ignore[no-untyped-call]
+            self._adapter.add_headers(request)
+            target = self._adapter.request_url(request, self._proxies)
+            headers = {k: v for k, v in request.headers.items() if k.lower() != "content-length"}
+            way = self._ways[path] = _Way(pool, target, headers)
+        return way
 
-    def _read(self, response: requests.Response, parts: list[bytes]) -> None:
+    def _read(self, response: BaseHTTPResponse, parts: list[bytes]) -> None:
         size = 0
         while True:
             # read1 returns what has come; read would wait for a full chunk, however slow the drip.
-            part = response.raw.read1(CHUNK_BYTES, decode_content=True)
+            part = response.read1(CHUNK_BYTES, decode_content=True)
             if not part:
                 return
             size += len(part)
             if size > MAX_BODY_BYTES:
                 text = f"the answer is longer than {MAX_BODY_BYTES} bytes"
                 raise CallFailed(
-                    _error(ErrorClass.BAD_REPLY, text, "body_too_big", status=response.status_code)
+                    _error(ErrorClass.BAD_REPLY, text, "body_too_big", status=response.status)
                 )
             parts.append(part)
 
-    def _refusal(self, response: requests.Response, raw: bytes, path: str) -> CallError:
-        status = response.status_code
+    def _refusal(self, response: BaseHTTPResponse, raw: bytes, path: str) -> CallError:
+        status = response.status
         if 300 <= status < 400:
             where = excerpt(self._scrub_text(response.headers.get("Location", "nowhere")), 120)
             text = f"{status}: {self.url} redirects to {where}; not followed"
