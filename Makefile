@@ -4,13 +4,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test check crash bench example install uninstall venv venv-dev
+.PHONY: help demo test check crash reliability bench example install uninstall venv venv-dev
 
 help:
 	@echo "make demo      the whole job on this machine, simulated: no GPU, no key"
 	@echo "make test      all tests (a few minutes)"
 	@echo "make check     ruff and mypy"
-	@echo "make crash     kill every process again and again, and count (N=20 kills of each)"
+	@echo "make crash     kill every process again and again, and count (N=80 kills, or MINUTES=10; SEED=1)"
+	@echo "make reliability   every test that injects a fault, and docs/reliability.md from what they saw (an hour)"
 	@echo "make bench     benchmarks, by hand"
 	@echo "make install IMAGES=DIR OUTPUT=DIR [USER=rsd] [KEYFILE=FILE] [PREFIX=/opt/rsd]   the systemd service (root)"
 	@echo "make uninstall takes the service away; configuration and results stay"
@@ -41,7 +42,14 @@ check: venv-dev
 	@$(BIN)/mypy
 
 crash: venv-dev
-	@$(BIN)/python -m tests.crash.soak --kills $(or $(N),20)
+	@$(BIN)/python -m tests.crash.soak $(if $(MINUTES),--minutes $(MINUTES),--kills $(or $(N),80)) --seed $(or $(SEED),1)
+
+# Everything that injects a fault, and the table of what came of it.
+reliability: venv-dev
+	@rm -rf .evidence && mkdir .evidence
+	@RSD_EVIDENCE=$(CURDIR)/.evidence $(BIN)/python -m pytest -q tests/crash tests/integration tests/unit/test_scores.py tests/unit/test_judging.py
+	@RSD_EVIDENCE=$(CURDIR)/.evidence $(BIN)/python -m tests.crash.soak --kills $(or $(N),1000)
+	@$(BIN)/python -m tests.evidence .evidence > docs/reliability.md
 
 BENCHMARKS := $(sort $(wildcard benchmarks/bench_*.py))
 

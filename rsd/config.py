@@ -26,9 +26,14 @@ from rsd.vocabulary import Recipe
 #: Where a configuration file is looked for, after `--config` and `RSD_CONFIG`.
 CONFIG_PLACES = (Path("rsd.toml"), Path("/etc/rsd/rsd.toml"))
 #: Environment variables that are not settings.
-NOT_SETTINGS = {"RSD_CONFIG", "RSD_FAILPOINT", "RSD_RUNTIME_DIR", "RSD_VLLM_URL", "RSD_VLLM_TARGET"}
+NOT_SETTINGS = {
+    *("RSD_CONFIG", "RSD_RUNTIME_DIR"),
+    *("RSD_FAILPOINT", "RSD_EVIDENCE", "RSD_VLLM_URL", "RSD_VLLM_TARGET"),
+}
 #: The settings that say where a daemon works and keeps its state.
 PLACES = ("image_dir", "output_dir", "state_dir")
+#: Variables that hold a key.
+SECRETS = ("RSD_GENERATION_KEY", "RSD_GRADING_KEY")
 #: `n` draws of one request, and all draws of one image, must fit into the seeds of an image.
 MAX_DRAWS = 1024
 
@@ -124,6 +129,16 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
             raise UserError(f"environment: unknown setting {name}{hint}")
         found[names[name]] = text
     return found
+
+
+def take_environment() -> dict[str, str]:
+    """The environment, out of which its keys are taken: no child needs them, and what a process
+    was started with can be read in /proc.
+    """
+    whole = dict(os.environ)
+    for name in SECRETS:
+        os.environ.pop(name, None)
+    return whole
 
 
 def locate(

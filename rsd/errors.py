@@ -30,6 +30,11 @@ class ErrorClass(enum.StrEnum):
     BAD_IMAGE = "bad_image"
 
 
+#: Reason of a TRANSIENT error that is neither the item's nor the endpoint's: this process had no
+#: memory left for it.
+OUT_OF_MEMORY = "out_of_memory"
+
+
 class UserError(Exception):
     """A user's mistake; its text is the one line that the user sees. Exit code 2."""
 

@@ -5,20 +5,20 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
-from hashlib import blake2b
 from pathlib import Path
 
-#: A result's stem is cut to this many bytes, so that `<stem>_<id>.json.tmp` fits into 255.
-STEM_BYTES = 180
+from rsd.names import display_path
+
 #: Suffix of every file that is not finished yet; swept when the writer starts.
 TEMPORARY = ".rsd-tmp"
 
 
-def failpoint(name: str) -> None:
-    """Kill this process with SIGKILL if the environment names this point (crash tests only).
+def failpoint(name: str, number: int = signal.SIGKILL) -> None:
+    """Kill this process (with SIGKILL) if the environment names this point (crash tests only).
 
     `RSD_FAILPOINT=name` kills at the first passage, `name:3` at the third.
     """
@@ -30,7 +30,7 @@ def failpoint(name: str) -> None:
         return
     _passages[name] = _passages.get(name, 0) + 1
     if _passages[name] == int(count or 1):
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), number)
 
 
 _passages: dict[str, int] = {}
@@ -51,7 +51,11 @@ def write_atomically(
     `durable=False` leaves the fsyncs out, for files that are written again in seconds. `before` is
     called when only the rename is left to be done.
     """
-    fd, temporary = tempfile.mkstemp(prefix=".", suffix=TEMPORARY, dir=path.parent)
+    try:
+        fd, temporary = tempfile.mkstemp(prefix=".", suffix=TEMPORARY, dir=path.parent)
+    except OSError as e:
+        e.filename = os.fspath(path)
+        raise
     try:
         with open(fd, "wb") as out:
             out.write(data)
@@ -63,9 +67,11 @@ def write_atomically(
         if before is not None:
             before()
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as e:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
+        if isinstance(e, OSError):
+            e.filename, e.filename2 = os.fspath(path), None  # not the temporary name, nor none
         raise
     if durable:
         sync_directory(path.parent)
@@ -135,43 +141,45 @@ def holding(lock: InstanceLock, *, blocking: bool = False) -> Iterator[bool]:
             lock.release()
 
 
+def mount_of(path: Path) -> tuple[str, str]:
+    """(mount point, type) of the file system that holds a path, which need not exist yet; two
+    empty texts when that is not known.
+    """
+    real = os.path.realpath(os.fsencode(path))
+    best, kind = b"", b""
+    try:
+        with open("/proc/self/mountinfo", "rb") as table:
+            for line in table:
+                fields = line.split(b" ")
+                point = re.sub(rb"\\([0-7]{3})", lambda m: bytes([int(m[1], 8)]), fields[4])
+                inside = real == point or real.startswith(point.rstrip(b"/") + b"/")
+                if inside and len(point) >= len(best):
+                    best, kind = point, fields[fields.index(b"-") + 1]
+    except (OSError, ValueError, IndexError):
+        return "", ""
+    return display_path(best), kind.decode("ascii", "replace")
+
+
 def filesystem_type(path: Path) -> str:
     """The type of the file system that holds a path (`ext4`, `nfs4`, `fuse.sshfs`); "" unknown."""
-    real = os.path.realpath(path)
-    best, kind = "", ""
+    return mount_of(path)[1]
+
+
+def refusal(setting: str, folder: Path, why: str, inside: Path | None = None) -> str:
+    """Why nothing can be written below the folder of a setting, with the file system that it is
+    on: whoever has to make room must know where. `inside`: the folder meant, if it is a deeper one.
+    """
+    point, kind = mount_of(inside or folder)
+    where = f"; {kind} mounted on {point}" if kind else ""
+    return f"{setting} = {display_path(os.fsencode(inside or folder))}: {why}{where}"
+
+
+def unwritable(folder: Path) -> str:
+    """What the file system itself says against writing into a folder; "" when nothing."""
     try:
-        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
-            for line in table:
-                fields = line.split(" ")
-                point = fields[4].encode().decode("unicode_escape")
-                inside = real == point or real.startswith(point.rstrip("/") + "/")
-                if inside and len(point) >= len(best):
-                    best, kind = point, fields[fields.index("-") + 1]
-    except (OSError, ValueError, IndexError):
-        return ""
-    return kind
-
-
-def display_path(path: bytes) -> str:
-    r"""A path as text that any terminal, log or JSON file can hold (`\xNN` for odd bytes)."""
-    text = path.decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def result_name(path: bytes) -> str:
-    """`<stem>_<id>.json` of a relative path: one name per path, safe as a file name anywhere."""
-    name = path.rpartition(b"/")[2]
-    stem = name.rpartition(b".")[0] or name
-    text = stem[:STEM_BYTES].decode("utf-8", "ignore" if _is_utf8(stem) else "replace")
-    safe = "".join(c if c.isprintable() and c not in "/\\\ufffd" else "_" for c in text)
-    while len(safe.encode()) > STEM_BYTES:
-        safe = safe[:-1]
-    return f"{safe}_{blake2b(path, digest_size=6).hexdigest()}.json"
-
-
-def _is_utf8(data: bytes) -> bool:
-    try:
-        data.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
+        about = os.statvfs(folder)
+    except OSError as e:
+        return e.strerror or str(e)
+    if about.f_flag & os.ST_RDONLY:
+        return "Read-only file system"
+    return "No space left on device" if not about.f_bavail else ""

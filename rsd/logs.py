@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import logging.handlers
+import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import msgspec
 
+from rsd.files import refusal
 from rsd.messages import LogLine
+from rsd.redact import Redactor
 
 #: One log file's size in bytes, and how many old ones are kept.
 FILE_BYTES, FILE_COUNT = 10 * 1024 * 1024, 5
@@ -37,13 +42,54 @@ class _OneLine(logging.Formatter):
 
     def __init__(self, secrets: Iterable[str]) -> None:
         super().__init__(_FORMAT)
-        self.secrets = [s for s in secrets if s]
+        self._redactor = Redactor(secrets)
 
     def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
-        for secret in self.secrets:
-            text = text.replace(secret, "***")
+        text = self._redactor.text(super().format(record))
         return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
+
+
+class _File(logging.handlers.RotatingFileHandler):
+    """A file that nobody else may change. A disk that refuses costs lines of the file, no more:
+    they are on stderr, and `refused` says why for as long as it lasts.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.refused = ""
+        self._failed = False
+        super().__init__(
+            path, maxBytes=FILE_BYTES, backupCount=FILE_COUNT, encoding="utf-8", delay=True
+        )
+
+    def _open(self) -> io.TextIOWrapper:
+        fd = os.open(self.baseFilename, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        size = os.fstat(fd).st_size
+        if size and os.pread(fd, 1, size - 1) != b"\n":
+            os.write(fd, b"\n")  # what the disk took of a line last time stays a line of its own
+        return os.fdopen(fd, "a", encoding="utf-8", errors="backslashreplace")
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._failed = False
+        super().emit(record)
+        if not self._failed:
+            self.refused = ""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        self._failed = True
+        error = sys.exc_info()[1]
+        why = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        folder = Path(self.baseFilename).parent
+        self.refused = refusal("logs in output_dir", folder, why)
+        stream, self.stream = self.stream, None
+        if stream is not None:  # with all that it still holds: half a line is no use
+            with contextlib.suppress(OSError):
+                stream.close()
+
+
+def refused() -> str:
+    """Why the log file cannot be written; "" when it can."""
+    found = [h.refused for h in logging.getLogger().handlers if isinstance(h, _File)]
+    return found[0] if found else ""
 
 
 def forward(send: Callable[[msgspec.Struct], None], level: str) -> None:
@@ -63,20 +109,15 @@ def to_stderr_and_file(
     if stderr:
         handlers.append(logging.StreamHandler(sys.stderr))
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "rsd.log"
-        path.touch(mode=0o640)
-        handlers.append(
-            logging.handlers.RotatingFileHandler(
-                path, maxBytes=FILE_BYTES, backupCount=FILE_COUNT, encoding="utf-8"
-            )
-        )
+        with contextlib.suppress(OSError):  # the handler says it with every line
+            folder.mkdir(parents=True, exist_ok=True)
+        handlers.append(_File(folder / "rsd.log"))
     for handler in handlers:
         handler.setFormatter(formatter)
     root = logging.getLogger()
     root.handlers = handlers
     root.setLevel(level)
-    logging.raiseExceptions = False  # a full disk under the log must not disturb the line
+    logging.raiseExceptions = False  # a stderr that nobody reads must not disturb the line
     for noisy in ("watchdog", "urllib3", "PIL", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 

@@ -54,6 +54,7 @@ class Configure(Struct, frozen=True, kw_only=True, tag_field="kind", tag="config
     min_side: int
     max_aspect: float
     background: str  #: `auto`, `white` or `black`, for transparent pictures
+    decode_bytes: int = 0  #: memory that one decoding may take, 0 for no limit
     log_level: str = "INFO"
 
 
@@ -278,10 +279,11 @@ class ReadBacklog(Struct, frozen=True, kw_only=True, tag_field="kind", tag="read
 
 
 class FindContent(Struct, frozen=True, kw_only=True, tag_field="kind", tag="find_content"):
-    """Which image owns these bytes?"""
+    """Which image owns these bytes, and what is stored of the image that asks?"""
 
     query: int
     sha256: str
+    image: ImageId
 
 
 class FileStat(Struct, frozen=True, kw_only=True):
@@ -392,8 +394,7 @@ class QueuedImage(Struct, frozen=True, kw_only=True):
     status: str
     sha256: str = ""  #: of the bytes last prepared at this path, "" when never
     crashes: int = 0  #: workers that died decoding it
-    history: ImageHistory | None = None
-    continues: bool = False  #: with history: finish on the stored recipe (withdrawn and back again)
+    started: bool = False  #: it has a history, which is to be asked for
 
 
 class WriterUp(Struct, frozen=True, kw_only=True, tag_field="kind", tag="writer_up"):
@@ -423,15 +424,17 @@ class BacklogPage(Struct, frozen=True, kw_only=True, tag_field="kind", tag="back
 
     query: int
     images: tuple[QueuedImage, ...]
-    recipes: dict[str, Recipe] = {}  #: by fingerprint, of the images with a history
 
 
 class ContentFound(Struct, frozen=True, kw_only=True, tag_field="kind", tag="content_found"):
-    """The image that first had these bytes, or none."""
+    """The image that first had these bytes, or none; and the history of the image that asked."""
 
     query: int
     sha256: str
+    image: ImageId  #: that asked
     owner: ImageId | None
+    history: ImageHistory | None = None
+    recipe: Recipe | None = None  #: to finish on: the image was withdrawn in the middle and is back
 
 
 class PathsCompared(Struct, frozen=True, kw_only=True, tag_field="kind", tag="paths_compared"):

@@ -1,4 +1,7 @@
-"""Where running daemons can be found: each leaves a small file in a runtime directory."""
+"""Where running daemons can be found: each leaves a small file in a runtime directory.
+
+Its status document goes there, too, while the state directory takes none.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,15 @@ from rsd.files import write_atomically
 
 #: Largest pointer file that is read, in bytes.
 POINTER_BYTES = 64 * 1024
+#: Suffix of a status document beside the pointers.
+STATUS = ".status"
 
 
 class Pointer(Struct, frozen=True, kw_only=True):
     """One running daemon."""
 
     pid: int
-    created: float | None  #: start time of the process, Unix seconds
+    created: str | None  #: which process of that pid (hub/host.py)
     state_dir: str
     image_dir: str
     output_dir: str
@@ -39,19 +44,39 @@ def _folders() -> list[Path]:
     return [Path(p) for p in dict.fromkeys(places) if p]
 
 
+def _name(state_dir: str) -> str:
+    return blake2b(state_dir.encode("utf-8", "replace"), digest_size=6).hexdigest()
+
+
 def write_pointer(pointer: Pointer) -> Path | None:
     """Leave a pointer in the first directory that takes it; None when none does."""
-    name = blake2b(pointer.state_dir.encode("utf-8", "replace"), digest_size=6).hexdigest()
+    return _leave(f"{_name(pointer.state_dir)}.json", msgspec.json.encode(pointer))
+
+
+def write_status(state_dir: str, document: bytes) -> Path | None:
+    """Leave a status document that the state directory does not take, as `write_pointer` does."""
+    return _leave(f"{_name(state_dir)}{STATUS}", document)
+
+
+def read_status(state_dir: str) -> list[bytes]:
+    """What `write_status` left in any runtime directory."""
+    found: list[bytes] = []
+    for folder in _folders():
+        with contextlib.suppress(OSError):
+            found.append((folder / f"{_name(state_dir)}{STATUS}").read_bytes())
+    return found
+
+
+def _leave(name: str, data: bytes) -> Path | None:
     for folder in _folders():
         try:
             if folder == Path("/run/rsd") and not folder.exists() and os.geteuid() != 0:
                 continue
             folder.mkdir(parents=True, exist_ok=True)
-            path = folder / f"{name}.json"
-            write_atomically(path, msgspec.json.encode(pointer), durable=False)
+            write_atomically(folder / name, data, durable=False)
         except OSError:
             continue
-        return path
+        return folder / name
     return None
 
 

@@ -146,6 +146,10 @@ class Images(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     max_megapixels: Annotated[float, Meta(gt=0, description="Larger pictures fail.")] = 50.0
     max_mebibytes: Annotated[float, Meta(gt=0, description="Larger files fail.")] = 64.0
+    decode_mebibytes: Annotated[
+        Annotated[int, Meta(ge=16)] | None,
+        Meta(description="Memory to decode one picture; absent: 32 bytes per allowed pixel."),
+    ] = None
     min_side: Annotated[int, Meta(ge=1, description="Smaller pictures fail (pixels).")] = 16
     max_aspect: Annotated[
         float, Meta(ge=1, description="More elongated pictures fail; vLLM refuses them.")

@@ -18,6 +18,8 @@ from rsd.errors import ErrorClass
 ImageId = str
 #: Seeds of one image lie in [base, base + SEED_SPACE).
 SEED_SPACE: Final = 1024
+#: Reason of a CallError: the disk takes no prepared picture, which is no fault of the picture.
+SPOOL_REFUSED: Final = "spool_refused"
 
 
 def image_id(path: bytes, version: int) -> ImageId:
@@ -134,7 +136,7 @@ class Candidate(Struct, frozen=True, kw_only=True):
     seed: int
     content: str
     finish_reason: str
-    flaw: str = ""  #: why it is never graded: `truncated`, `empty`, `no_text`; else ""
+    flaw: str = ""  #: why it is never graded, see `hub/gate.py`; else ""
     generation_time: float  #: seconds of the call that made it
     usage: Usage
     model: str

@@ -206,7 +206,7 @@ class Teller:
     def take(self, n: int) -> None:
         """Prepare a queued image: what `hub/intake.py` does."""
         with self.store.reading() as txn:
-            page, _ = view.backlog_page(txn, 0, 8)
+            page = view.backlog_page(txn, 0, 8)
         if page:
             self.prepare(page[n % len(page)])
 

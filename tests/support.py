@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -228,7 +228,12 @@ class Daemon:
         """`run`, in the background."""
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
-                self.command("run", *words), cwd=HOME, env=self._env | env, stderr=log, stdout=log
+                self.command("run", *words),
+                cwd=HOME,
+                env=self._env | env,
+                stderr=log,
+                stdout=log,
+                process_group=0,  # so that a test can do what Ctrl-C in a terminal does
             )
         return self.process
 
@@ -261,6 +266,19 @@ class Daemon:
             return {}
         data: dict[str, Any] = json.loads(done.stdout)
         return data
+
+    def live(self) -> dict[str, Any]:
+        """What the present hub wrote last into live.json; {} before."""
+        try:
+            document: dict[str, Any] = json.loads((self.output / "state/live.json").read_bytes())
+        except (OSError, ValueError):
+            return {}
+        mine = self.process is not None and document["pid"] == self.process.pid
+        return document if mine else {}
+
+    def status_live(self, name: str, section: str = "candidates") -> int:
+        """A count of live.json; -1 before there is one."""
+        return int(self.live().get(section, {}).get(name, -1))
 
     def settled(self, seen: int) -> dict[str, Any] | None:
         """The status, once so many paths are seen, none is open and all files are there."""
@@ -309,6 +327,28 @@ class Daemon:
                 if "spawn_main" in line:
                     found[pid] = int(pid)
         return found
+
+    def family(self) -> list[int]:
+        """The pids of all its living children, whatever they are."""
+        assert self.process is not None
+        try:
+            tasks = list(Path(f"/proc/{self.process.pid}/task").iterdir())
+            return [int(p) for task in tasks for p in (task / "children").read_text().split()]
+        except OSError:
+            return []
+
+
+def living(pids: Iterable[int]) -> list[int]:
+    """Those of the processes that are there and no zombies."""
+    found = []
+    for pid in pids:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            continue
+        if state != "Z":
+            found.append(pid)
+    return found
 
 
 def essence(results: dict[str, dict[str, Any]]) -> dict[str, Any]:

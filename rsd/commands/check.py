@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from rsd.commands import flags
-from rsd.commands.run import prepare_output
+from rsd.commands.places import prepare_output
 from rsd.commands.status import document_of
 from rsd.config import state_dir
 from rsd.errors import ErrorClass, StateError, UserError
@@ -87,7 +87,7 @@ def check_folders(settings: Settings) -> list[tuple[bool, str, str]]:
     found: list[tuple[bool, str, str]] = []
     try:
         prepare_output(settings)
-    except UserError as e:
+    except (StateError, UserError) as e:
         return [(False, "output", str(e))]
     free = shutil.disk_usage(settings.output_dir).free / 2**20
     enough = free >= settings.throttle.disk_reduce_mebibytes

@@ -18,7 +18,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from rsd import config
-from rsd.commands.run import Bar, prepare_output
+from rsd.commands.places import prepare_output
+from rsd.commands.run import Bar
 from rsd.commands.status import document_of
 from rsd.config import state_dir
 from rsd.errors import UserError

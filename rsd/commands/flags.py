@@ -6,6 +6,7 @@ import argparse
 import os
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -127,17 +128,23 @@ def given(args: argparse.Namespace) -> dict[str, Any]:
     return flags
 
 
-def settings_of(args: argparse.Namespace) -> tuple[Settings, Recipe]:
-    """Everything validated, as `run` needs it. Raises UserError."""
+def settings_of(
+    args: argparse.Namespace, environ: Mapping[str, str] | None = None
+) -> tuple[Settings, Recipe]:
+    """Everything validated, as `run` needs it; `environ` stands for the process's own. Raises
+    UserError.
+    """
+    environ = os.environ if environ is None else environ
     try:
-        settings = config.load(given(args), file=config.find_config(args.config))
+        file = config.find_config(args.config)
+        settings = config.load(given(args), file=file, environ=environ)
         config.check_for_run(settings)
         return settings, config.load_recipe(settings)
     except UserError as e:
-        raise UserError(_as_given(str(e), args)) from None
+        raise UserError(_as_given(str(e), args, environ)) from None
 
 
-def _as_given(message: str, args: argparse.Namespace) -> str:
+def _as_given(message: str, args: argparse.Namespace, environ: Mapping[str, str]) -> str:
     """Add the flag, or the variable, that the named setting was given with."""
     match = re.match(r"[a-z_]+(\.[a-z_]+)?(?=( =|:) )", message)
     if not match:
@@ -150,7 +157,7 @@ def _as_given(message: str, args: argparse.Namespace) -> str:
     variable = "RSD_" + key.replace(".", "_").upper()
     if key in given(args):
         label = flag
-    elif variable in os.environ:
+    elif variable in environ:
         label = variable
     else:
         return message

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -9,9 +10,39 @@ from typing import Any
 
 import msgspec
 
+from rsd import pointers
+from rsd.errors import StateError
+from rsd.hub.host import same_process
 from rsd.writer import view
 from rsd.writer.records import ImageRecord
 from rsd.writer.store import Transaction
+
+
+def last_word(state: Path) -> dict[str, Any] | None:
+    """What the hub wrote last, wherever it found room for it; None when that is not there or not
+    whole (it is not fsynced). Raises StateError when it cannot be read.
+    """
+    texts = pointers.read_status(str(state))
+    try:
+        texts.append((state / "live.json").read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as e:
+        raise StateError(f"{state}/live.json: {e.strerror}") from None
+    found: list[dict[str, Any]] = []
+    for text in texts:
+        with contextlib.suppress(msgspec.DecodeError):
+            data = msgspec.json.decode(text)
+            if isinstance(data, dict) and data.get("schema") == "rsd.status/1" and "pid" in data:
+                data.setdefault("written_monotonic", 0.0)
+                found.append(data)
+    return max(found, key=_order, default=None)
+
+
+def _order(document: dict[str, Any]) -> tuple[bool, float]:
+    """Of a living hub before all others, then the latest."""
+    lives = same_process(int(document["pid"]), document.get("created"))
+    return lives, float(document["written_monotonic"])
 
 
 def image_dir_of(state: Path, given: str) -> Path | None:
@@ -19,9 +50,9 @@ def image_dir_of(state: Path, given: str) -> Path | None:
     if given:
         return Path(given).resolve()
     try:
-        live: Any = msgspec.json.decode((state / "live.json").read_bytes())
+        live = last_word(state) or {}
         return Path(live["image_dir"])
-    except (OSError, msgspec.DecodeError, KeyError, TypeError):
+    except (StateError, KeyError, TypeError):
         return None
 
 

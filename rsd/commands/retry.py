@@ -12,14 +12,16 @@ import msgspec
 
 from rsd.commands import flags
 from rsd.commands.locate import find, image_dir_of
+from rsd.commands.shield import shielded
 from rsd.commands.status import needed_states
 from rsd.errors import StateError, UserError
 from rsd.facts import ImageRetried, Numbered
-from rsd.files import InstanceLock, holding, write_atomically
+from rsd.files import InstanceLock, holding, refusal, write_atomically
+from rsd.vocabulary import ImageId
 from rsd.writer import view
 from rsd.writer.apply import Application
 from rsd.writer.records import FAILED, HIGH, LOW
-from rsd.writer.store import Store, Transaction
+from rsd.writer.store import StateRefused, Store, Transaction
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,13 +44,15 @@ def main(args: argparse.Namespace) -> int:
     state = states[0]
     settings = flags.settings_for_state(args)
     image_dir = image_dir_of(state, settings.image_dir if settings else "")
-    wanted = _wanted(state, image_dir, args)
+    which = [name for name in ("failed", "low") if getattr(args, name)]
+    found = shielded(_wanted, state, image_dir, args.images, which)
+    wanted = msgspec.json.decode(found, type=list[Wanted])
     if not wanted:
         print("nothing to retry")
         return 0
     with holding(InstanceLock(state / "instance.lock")) as taken:
         if taken:
-            _apply(state, wanted)
+            shielded(_apply, state, found)
         else:
             _hand_over(state, wanted)
     word = "image is" if len(wanted) == 1 else "images are"
@@ -56,34 +60,38 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def _wanted(
-    state: Path, image_dir: Path | None, args: argparse.Namespace
-) -> list[tuple[str, bytes, bool]]:
-    """(image, path, fresh) of every image meant."""
-    store = Store(state / "lmdb", readonly=True)
-    found: dict[str, tuple[str, bytes, bool]] = {}
-    try:
-        with store.reading() as txn:
-            for name in args.images:
-                record = find(txn, name, image_dir)
-                if record is None:
-                    raise UserError(f"{name}: no such image is known")
-                if record.status not in (FAILED, LOW, HIGH):
-                    raise UserError(f"{name}: is {record.status}; only ended images are retried")
-                fresh = record.status in (LOW, HIGH)
-                found[record.image] = (record.image, record.path, fresh)
-            for status, fresh in (("failed", False), ("low", True)):
-                for image in view.find_images(txn, b"", status) if getattr(args, status) else ():
-                    ended = view.image_record(txn, image)
-                    if ended is not None:
-                        found[image] = (image, ended.path, fresh)
-    finally:
-        store.close()
-    return list(found.values())
+class Wanted(msgspec.Struct, frozen=True, kw_only=True):
+    """One image to be taken up again; with `fresh`, for another round."""
+
+    image: ImageId
+    path: bytes
+    fresh: bool
 
 
-def _apply(state: Path, wanted: list[tuple[str, bytes, bool]]) -> None:
+def _wanted(state: Path, image_dir: Path | None, names: list[str], classes: list[str]) -> bytes:
+    """Every image meant, as JSON of `Wanted`."""
+    found: dict[str, Wanted] = {}
+    with Store(state / "lmdb", readonly=True).reading() as txn:
+        for name in names:
+            record = find(txn, name, image_dir)
+            if record is None:
+                raise UserError(f"{name}: no such image is known")
+            if record.status not in (FAILED, LOW, HIGH):
+                raise UserError(f"{name}: is {record.status}; only ended images are retried")
+            fresh = record.status in (LOW, HIGH)
+            found[record.image] = Wanted(image=record.image, path=record.path, fresh=fresh)
+        for status in classes:
+            for image in view.find_images(txn, b"", status):
+                ended = view.image_record(txn, image)
+                if ended is not None:
+                    fresh = status == "low"
+                    found[image] = Wanted(image=image, path=ended.path, fresh=fresh)
+    return msgspec.json.encode(list(found.values()))
+
+
+def _apply(state: Path, found: bytes) -> bytes:
     """No daemon runs: write the facts here, as its writer would."""
+    wanted = msgspec.json.decode(found, type=list[Wanted])
     with holding(InstanceLock(state / "writer.lock")) as taken:
         if not taken:
             raise StateError(f"{state}: its writer is still ending; try again")
@@ -92,20 +100,23 @@ def _apply(state: Path, wanted: list[tuple[str, bytes, bool]]) -> None:
 
             def work(txn: Transaction) -> None:
                 application = Application(txn, f"retry-{uuid.uuid4().hex}")
-                for seq, (image, _, fresh) in enumerate(wanted, 1):
-                    fact = ImageRetried(image=image, fresh=fresh, time=time.time())
+                for seq, one in enumerate(wanted, 1):
+                    fact = ImageRetried(image=one.image, fresh=one.fresh, time=time.time())
                     application.apply(Numbered(seq=seq, fact=fact))
                 application.finish()
 
             store.write(work)
+        except StateRefused as e:
+            raise StateError(refusal("state_dir", state, str(e))) from None
         finally:
             store.close()
+    return b""
 
 
-def _hand_over(state: Path, wanted: list[tuple[str, bytes, bool]]) -> None:
+def _hand_over(state: Path, wanted: list[Wanted]) -> None:
     """A daemon runs: leave request files for it."""
     for fresh in (False, True):
-        paths = [base64.b64encode(p).decode() for _, p, f in wanted if f is fresh]
+        paths = [base64.b64encode(w.path).decode() for w in wanted if w.fresh is fresh]
         if not paths:
             continue
         request = {"retry": {"paths": paths, "status": ""}, "fresh": fresh}

@@ -21,8 +21,9 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from rsd.commands import flags
-from rsd.config import state_dir
+from rsd import signals
+from rsd.commands import flags, places
+from rsd.config import state_dir, take_environment
 from rsd.errors import UserError
 from rsd.files import InstanceLock
 from rsd.hub import supervisor
@@ -47,20 +48,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Exit codes: 0 all have a result, 1 some failed, 2 wrong usage, 130 interrupted."""
+    """Exit codes: 0 all have a result, 1 some failed, 2 wrong usage, 130 interrupted; of the daemon
+    0 when a signal stopped it.
+    """
+    signals.end_orderly()
     if args.samples != -1 and not args.once:
         raise UserError(f"--samples = {args.samples}: only with --once")
     if args.samples < -1 or args.samples == 0:
         raise UserError(f"--samples = {args.samples}: -1 (all) or at least 1")
-    settings, recipe = flags.settings_of(args)
+    environ = take_environment()
+    settings, recipe = flags.settings_of(args, environ)
     if args.resume:
         print("rsd: --resume is not needed: rsd always resumes", file=sys.stderr)
     flags.warn_of_visible_keys(args)
     if args.fresh:
         start_afresh(settings, yes=args.yes)
-    prepare_output(settings)
+    places.prepare(settings)
     if not args.once:
-        return supervisor.run(settings, recipe, lambda: flags.settings_of(args))
+        return supervisor.run(settings, recipe, lambda: flags.settings_of(args, environ))
     with Bar() as bar:
         code = supervisor.run(
             settings,
@@ -72,18 +77,6 @@ def main(args: argparse.Namespace) -> int:
         )
     bar.summarise(settings)
     return code
-
-
-def prepare_output(settings: Settings) -> None:
-    """Make the output folder, so that a mistake is found now. Raises UserError."""
-    output = Path(settings.output_dir)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        probe = output / ".rsd-write-test"
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as e:
-        raise UserError(f"output_dir = {settings.output_dir}: {e.strerror}") from None
 
 
 def start_afresh(settings: Settings, *, yes: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from rich.markup import escape
 
 from rsd.commands import flags
 from rsd.commands.locate import find, image_dir_of
+from rsd.commands.shield import shielded
 from rsd.commands.status import needed_states
 from rsd.errors import UserError
-from rsd.files import display_path, result_name
+from rsd.names import display_path, result_name
 from rsd.vocabulary import image_id
 from rsd.writer import view
 from rsd.writer.records import ImageRecord
@@ -35,28 +37,37 @@ def main(args: argparse.Namespace) -> int:
     settings = flags.settings_for_state(args)
     for state in needed_states(args):
         image_dir = image_dir_of(state, settings.image_dir if settings else "")
-        store = Store(state / "lmdb", readonly=True)
-        try:
-            with store.reading() as txn:
-                record = find(txn, args.image, image_dir)
-                if record is None:
-                    continue
-                seen = view.view(txn, record)
-                older = [
-                    earlier
-                    for version in range(record.version)
-                    if (earlier := view.image_record(txn, image_id(record.path, version)))
-                ]
-                original = view.image_record(txn, record.of) if record.of else None
-        finally:
-            store.close()
-        if args.json:
-            document = as_json(seen, older)
-            print(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
-        else:
-            tell(seen, older, display_path(original.path) if original else "", image_dir)
-        return 0
+        words = Console()
+        found = shielded(
+            _told, state, args.image, image_dir, args.json, words.is_terminal, words.width
+        )
+        if found:
+            print(found.decode(), end="")
+            return 0
     raise UserError(f"{args.image}: no such image is known (give its path, result file or id)")
+
+
+def _told(
+    state: Path, image: str, image_dir: Path | None, json: bool, terminal: bool, width: int
+) -> bytes:
+    """All that is known of an image, as text; empty when there is none."""
+    with Store(state / "lmdb", readonly=True).reading() as txn:
+        record = find(txn, image, image_dir)
+        if record is None:
+            return b""
+        seen = view.view(txn, record)
+        older = [
+            earlier
+            for version in range(record.version)
+            if (earlier := view.image_record(txn, image_id(record.path, version)))
+        ]
+        original = view.image_record(txn, record.of) if record.of else None
+    if json:
+        return msgspec.json.format(msgspec.json.encode(as_json(seen, older)), indent=2) + b"\n"
+    text = io.StringIO()
+    out = Console(file=text, highlight=False, force_terminal=terminal, width=width)
+    tell(out, seen, older, display_path(original.path) if original else "", image_dir)
+    return text.getvalue().encode("utf-8", "backslashreplace")
 
 
 def as_json(seen: ImageView, older: list[ImageRecord]) -> dict[str, Any]:
@@ -76,9 +87,14 @@ def as_json(seen: ImageView, older: list[ImageRecord]) -> dict[str, Any]:
     }
 
 
-def tell(seen: ImageView, older: list[ImageRecord], original: str, image_dir: Path | None) -> None:
+def tell(
+    out: Console,
+    seen: ImageView,
+    older: list[ImageRecord],
+    original: str,
+    image_dir: Path | None,
+) -> None:
     """For a person."""
-    out = Console(highlight=False)
     record = seen.record
 
     def line(name: str, text: object) -> None:

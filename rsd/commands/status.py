@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import multiprocessing
 import time
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,10 @@ from rich.table import Table
 
 from rsd import __version__, pointers
 from rsd.commands import flags
-from rsd.errors import StateError, UserError
+from rsd.commands.locate import last_word
+from rsd.commands.shield import shielded
+from rsd.errors import UserError
+from rsd.files import refusal, unwritable
 from rsd.hub import host
 from rsd.messages import Stats
 from rsd.writer.store import Store
@@ -90,16 +91,21 @@ def needed_states(args: argparse.Namespace) -> list[Path]:
 
 
 def document_of(state: Path, now: float | None = None) -> dict[str, Any]:
-    """The status document of one instance; `now` is Unix time, by default the clock's.
+    """The status document of one instance; `now` is monotonic, by default the clock's.
 
     Raises StateError when nothing can be read.
     """
-    live = _live(state)
+    live = last_word(state)
     if live is not None and host.same_process(int(live["pid"]), live.get("created")):
-        age = (time.time() if now is None else now) - float(live.get("written", 0))
+        age = (time.monotonic() if now is None else now) - float(live["written_monotonic"])
         if age > STALE_SECONDS:
+            why = unwritable(state)
+            silent = f"the hub has not responded for {age:.0f} s"
+            if why:
+                why = refusal("state_dir", state, why)
+                silent = f"the hub has had no place for its status for {age:.0f} s: {why}"
             live["health"] = "degraded"
-            live["reasons"] = [f"the hub has not responded for {age:.0f} s", *live["reasons"]]
+            live["reasons"] = [silent, *live["reasons"]]
         return live
     if live is None and not (state / "lmdb").exists():
         return stopped(Stats(), None, state, f"nothing has run here yet: {state}")
@@ -107,49 +113,13 @@ def document_of(state: Path, now: float | None = None) -> dict[str, Any]:
 
 
 def stats_of(state: Path) -> Stats:
-    """The exact counters, from the store. Raises StateError whatever is wrong with it.
-
-    Another process reads: the store is a memory map, and pages missing from a file that was cut
-    short are SIGBUS to whoever touches them.
-    """
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe(duplex=False)
-    child = context.Process(target=_tell_stats, args=(theirs, str(state)), daemon=True)
-    child.start()
-    theirs.close()
-    try:
-        answer = ours.recv_bytes()
-    except (EOFError, OSError):
-        answer = b""
-    ours.close()
-    child.join()
-    if answer.startswith(b"{"):
-        return msgspec.json.decode(answer, type=Stats)
-    raise StateError(answer.decode() or f"{state}/lmdb: is damaged (cut short?)")
+    """The exact counters, from the store. Raises StateError whatever is wrong with it."""
+    return msgspec.json.decode(shielded(_stats, state), type=Stats)
 
 
-def _tell_stats(pipe: Connection, state: str) -> None:
-    try:
-        store = Store(Path(state) / "lmdb", readonly=True)
-        with store.reading() as txn:
-            answer = msgspec.json.encode(txn.stats())
-    except StateError as e:
-        answer = str(e).encode("utf-8", "backslashreplace")
-    except Exception as e:  # LMDB's and the decoder's own errors: all mean the same here
-        answer = f"{state}: {type(e).__name__}: {e}".encode("utf-8", "backslashreplace")
-    pipe.send_bytes(answer)
-
-
-def _live(state: Path) -> dict[str, Any] | None:
-    """What the hub wrote last; None when it is not there or not whole (it is not fsynced)."""
-    try:
-        data = msgspec.json.decode((state / "live.json").read_bytes())
-    except (FileNotFoundError, NotADirectoryError, msgspec.DecodeError):
-        return None
-    except OSError as e:
-        raise StateError(f"{state}/live.json: {e.strerror}") from None
-    known = isinstance(data, dict) and data.get("schema") == "rsd.status/1" and "pid" in data
-    return data if known else None
+def _stats(state: Path) -> bytes:
+    with Store(state / "lmdb", readonly=True).reading() as txn:
+        return msgspec.json.encode(txn.stats())
 
 
 def stopped(

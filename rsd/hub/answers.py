@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from rsd.errors import ErrorClass
+from rsd.hub.gate import flaw_of
 from rsd.hub.progress import ActiveImage
 from rsd.hub.work import Work
-from rsd.messages import Completion, Generated, Graded
+from rsd.messages import Generated, Graded
 from rsd.vocabulary import CallError, Candidate, Grade, Usage
 
 
@@ -45,17 +46,6 @@ def candidates_of(
             )
         )
     return made, refused
-
-
-def flaw_of(completion: Completion) -> str:
-    """Why an answer is not worth a grader's money: a deterministic gate before the judge."""
-    if completion.finish_reason == "length":
-        return "truncated"
-    if not completion.content.strip():
-        return "empty"
-    if not any(c.isalnum() for c in completion.content):
-        return "no_text"
-    return ""
 
 
 def grades_of(work: Work, reply: Graded) -> list[Grade]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
-from rsd.errors import ErrorClass
+from rsd.errors import OUT_OF_MEMORY, ErrorClass
 from rsd.facts import (
     CandidateGraded,
     CandidateMade,
@@ -39,7 +39,7 @@ from rsd.hub.events import (
     WorkerLeaving,
     WorkerUp,
 )
-from rsd.hub.intake import Intake
+from rsd.hub.intake import Intake, identity
 from rsd.hub.journal import Journal
 from rsd.hub.limits import EndpointLimit
 from rsd.hub.progress import ActiveImage, requests_per_image
@@ -54,6 +54,7 @@ from rsd.hub.work import (
     Split,
     Work,
     after_failure,
+    pause,
 )
 from rsd.messages import (
     BacklogPage,
@@ -74,7 +75,7 @@ from rsd.messages import (
     Task,
 )
 from rsd.profiles import adapt
-from rsd.vocabulary import CallError, ImageId, ImageInfo
+from rsd.vocabulary import CallError, ImageInfo
 
 #: Classes by which a server shows that it works, whatever it thinks of the probe.
 ALIVE = {
@@ -108,8 +109,8 @@ class Brain:
         match event:
             case WorkerUp(worker=worker, role=role, slots=slots):
                 self.dispatch.leases.join(worker, role, slots)
-            case WorkerGone(worker=worker):
-                self._worker_gone(worker)
+            case WorkerGone(worker=worker, crashed=crashed):
+                self._worker_gone(worker, crashed)
             case WorkerLeaving(worker=worker):
                 self.dispatch.leases.leaving(worker)
             case Replied(worker=worker, reply=Decoding(lease=lease, image=image)):
@@ -134,8 +135,8 @@ class Brain:
                 self.rounds.durable(seq)
             case BacklogPage():
                 self.intake.page(event)
-            case ContentFound(sha256=sha256, owner=owner):
-                self.intake.content_found(sha256, owner, self._start)
+            case ContentFound():
+                self.intake.content_found(event, self._start)
             case ScanDone(only=only):
                 self._scan_done, self.intake.only = True, only
             case HostPressure(level=level):
@@ -146,7 +147,8 @@ class Brain:
                 self._requests = requests_per_image(policy.recipe, policy.max_n)
             case DrainRequested():
                 self.draining = True
-            case Tick():
+            case Tick(blocked=blocked):
+                self.dispatch.blocked = blocked
                 self._expire()
         self._move_on()
         return self.journal.out
@@ -158,6 +160,7 @@ class Brain:
             return
         now = self.journal.now
         self.dispatch.due(now)
+        self.rounds.forget_departed()
         self.rounds.start_steps()
         if self._scan_done:
             planned = self.dispatch.planned("generate")
@@ -222,13 +225,11 @@ class Brain:
 
     # ------------------------------------------------------------------------- start of an image
 
-    def _start(self, queued: QueuedImage, info: ImageInfo, mine: ImageId, version: int) -> None:
-        recipe = self.policy.recipe
-        history = queued.history if mine == queued.image else None
-        if history is not None and queued.continues:
-            recipe = self.intake.recipes.get(history.config, recipe)
-        if history is not None:
-            image = ActiveImage.from_history(history, recipe, info)
+    def _start(self, queued: QueuedImage, info: ImageInfo, found: ContentFound) -> None:
+        recipe = found.recipe or self.policy.recipe
+        mine, version = identity(queued, info.sha256)
+        if found.history is not None and found.image == mine:
+            image = ActiveImage.from_history(found.history, recipe, info)
         else:
             image = ActiveImage(mine, queued.path, version, info, recipe, recipe.fingerprint)
         if image.config not in self._stored:
@@ -274,7 +275,7 @@ class Brain:
             case Prepared(info=info) if work.respool:
                 self._respooled(work, info)
             case Prepared(info=info):
-                self.intake.prepared(work, info, self.rounds.contents)
+                self.intake.prepared(work, info, self.rounds.contents, self.rounds.departed)
             case Generated():
                 self._generated(work, reply)
             case Graded():
@@ -290,7 +291,7 @@ class Brain:
                 )
 
     def _generated(self, work: Work, reply: Generated) -> None:
-        image = self.rounds.images.get(work.image)
+        image = self.rounds.known(work)
         if image is None:
             return
         made, failed = candidates_of(work, reply, image)
@@ -313,7 +314,7 @@ class Brain:
         self.rounds.check_barrier(image)
 
     def _graded(self, work: Work, reply: Graded) -> None:
-        image = self.rounds.images.get(work.image)
+        image = self.rounds.known(work)
         if image is None:
             return
         for grade in grades_of(work, reply):
@@ -343,6 +344,7 @@ class Brain:
             self.journal.say("warning", f"{endpoint.url}: {reply.warning}")
 
     def _respooled(self, work: Work, info: ImageInfo) -> None:
+        self.intake.refused = ""
         image = self.rounds.images.get(work.image)
         if image is None:
             return
@@ -375,6 +377,9 @@ class Brain:
                 self.dispatch.add(respool, front=True)
             image.parked.append(work)
             return
+        if error.reason == OUT_OF_MEMORY:
+            self._short_of_memory(work)
+            return
         others = endpoint is not None and endpoint.answered > work.answered_before
         if endpoint is not None:
             self.dispatch.endpoint_failed(endpoint, error, self.journal)
@@ -398,20 +403,44 @@ class Brain:
             case GiveUp():
                 self.rounds.give_up(image, work, error)
 
+    def _short_of_memory(self, work: Work) -> None:
+        """Nobody's fault: again, when the others have given theirs back."""
+        work.killed += 1
+        self.journal.say("warning", "a worker is short of memory; the work is done a little later")
+        self.dispatch.later(work, self.journal.now + pause(work, self.policy))
+
     def _prepare_failed(self, work: Work, error: CallError) -> None:
+        if error.reason == OUT_OF_MEMORY:
+            self._short_of_memory(work)
+            return
         if not work.respool:
             self.intake.failed(work, error)
             return
         image = self.rounds.images.get(work.image)
-        if image is not None:
+        if image is None or self.intake.waits_for_disk(work, error):
+            return
+        if error.error is not ErrorClass.BAD_IMAGE:  # the picture is not to blame
+            self.dispatch.later(work, self.journal.now + self.policy.backoff)
+        else:
             status = "withdrawn" if error.reason == "vanished" else "failed"
             self.rounds.end_without_result(image, status, error.reason, error.message)
 
-    def _worker_gone(self, worker: str) -> None:
+    def _worker_gone(self, worker: str, crashed: bool) -> None:
+        """`crashed`: of its own doing. A kill by somebody else says nothing of the picture that was
+        being decoded; it comes back a little later, because the host may lack memory.
+        """
         works, decoding = self.dispatch.leave(worker)
-        convicted = decoding is not None and self.intake.crashed(decoding)
+        convicted = decoding is not None and crashed and self.intake.crashed(decoding)
         for work in works:
-            if work.kind != PROBE and not (convicted and work.image == decoding):
+            call = work.kind in (GENERATE, JUDGE)
+            if work.kind == PROBE or (call and work.image not in self.rounds.images):
+                continue
+            if convicted and work.image == decoding:
+                continue
+            if work.kind == PREPARE and work.image == decoding and not crashed:
+                work.killed += 1
+                self.dispatch.later(work, self.journal.now + pause(work, self.policy))
+            else:
                 self.dispatch.add(work, front=True)
 
     def _expire(self) -> None:

@@ -14,7 +14,7 @@ from rsd.hub.limits import MISCONFIGURED, QUOTA, UNKNOWN, UP, EndpointLimit, pic
 from rsd.hub.work import JUDGE, PREPARE, PROBE, Work
 from rsd.messages import Lease, LeaseId, Probe, Task
 from rsd.profiles import initial_profile
-from rsd.vocabulary import CallError, Profile
+from rsd.vocabulary import CallError, ImageId, Profile
 
 #: Seconds that a lease may take beyond its call's own time-out before the worker counts as hung;
 #: the worker ends a call by itself, so this only meets workers that are stuck.
@@ -39,6 +39,7 @@ class Dispatcher:
         self.endpoints: dict[tuple[str, str], EndpointLimit] = {}
         self.ready: dict[str, deque[Work]] = {GENERATE: deque(), GRADE: deque(), PREPARE: deque()}
         self.level = "normal"
+        self.blocked = False  #: the writer cannot write: what is paid for now could be lost
         self._level_since = 0.0
         self._delayed: list[tuple[float, int, Work]] = []
         self._tie = 0
@@ -54,7 +55,7 @@ class Dispatcher:
             cap, model = policy.endpoint_caps[index], policy.models[index]
             known = before.get((role, url))
             if known is not None and model in ("", known.model):
-                known.recap(cap)
+                known.reloaded(cap, policy.probe_pause, policy.quota_pause)
                 self.endpoints[role, url] = known
             else:
                 self.endpoints[role, url] = EndpointLimit(
@@ -158,9 +159,14 @@ class Dispatcher:
         if level != self.level:
             self.level, self._level_since = level, now
 
+    @property
+    def paused(self) -> bool:
+        """Whether nothing new is lent."""
+        return self.blocked or self.level == "paused"
+
     def ceiling(self, role: str, now: float) -> int:
         """Calls of a role that the host's load allows; never less than one but when paused."""
-        if self.level == "paused":
+        if self.paused:
             return 0
         if self.level == "normal":
             return self.cap(role)
@@ -208,7 +214,7 @@ class Dispatcher:
         """Lend pictures to be prepared; they wait for no endpoint."""
         out: list[Assign] = []
         queue = self.ready[PREPARE]
-        while queue and self.level != "paused":
+        while queue and not self.paused:
             worker = self.leases.pick_for_prepare(GENERATE)
             if worker is None:
                 break
@@ -249,6 +255,10 @@ class Dispatcher:
     def sampling_probed(self, url: str) -> None:
         """The sampling parameters of this endpoint have been tried."""
         self._sampling_probed.add(url)
+
+    def lent_images(self) -> set[ImageId]:
+        """The images of all open calls; looks at every lease."""
+        return {loan.item.image for loan in self.leases.loans.values() if not loan.prepare}
 
     def settle(self, worker: str, lease: LeaseId) -> Work | None:
         """A reply came; None when its lease had ended before."""

@@ -64,9 +64,12 @@ class WorkerUp:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerGone:
-    """A worker process is dead; all its replies came before this."""
+    """A worker process is dead; all its replies came before this. `crashed`: of its own doing,
+    not because somebody killed it.
+    """
 
     worker: str
+    crashed: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +145,8 @@ class DrainRequested:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tick:
     """Time has passed."""
+
+    blocked: bool = False  #: the writer cannot write: no new work until it can
 
 
 Event = (

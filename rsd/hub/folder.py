@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from rsd.facts import ImageEnrolled, ImageGone
-from rsd.files import display_path
 from rsd.hub.events import Event, FilesSeen, PathsGone, ScanDone
 from rsd.hub.watcher import SLICE, Watcher
 from rsd.messages import ComparePaths, FileStat, ListPending, Query
+from rsd.names import display_path
 from rsd.settings import Settings
 
 #: Slices of arrivals that wait for the hub; the watcher waits when it is full.

@@ -6,18 +6,19 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import shutil
-import signal
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any, Final
+from typing import Final
 
 import psutil
 
+from rsd.errors import UserError
+from rsd.hub.cgroups import tightest_memory
 from rsd.settings import Throttle as ThrottleSettings
 
 #: Margins for recovery, so that a level does not flicker: percent of CPU, percent of memory, share
@@ -35,41 +36,32 @@ class HostSample:
     cpu_percent: float
     memory_percent: float
     disk_free_bytes: int
+    disk: str = ""  #: the folder on the fullest disk
+
+
+def prime() -> None:
+    """Before the first sample: CPU load is measured since the last look."""
+    psutil.cpu_percent(interval=None)
 
 
 def sample(paths: Iterable[Path]) -> HostSample:
     """Look at the host; a cgroup's memory limit counts when it is the tighter one."""
     memory = psutil.virtual_memory()
     used = float(memory.percent)
-    limit, inside = _cgroup_memory()
-    if limit is not None and limit < memory.total:
-        used = max(used, 100.0 * inside / limit)
+    group = tightest_memory(int(memory.total))
+    if group is not None:
+        used = max(used, 100.0 * group.used / max(1, group.limit))
     free = []
     for path in paths:
         with contextlib.suppress(OSError):
-            free.append(shutil.disk_usage(path).free)
+            free.append((shutil.disk_usage(path).free, str(path)))
+    least, disk = min(free, default=(0, ""))
     return HostSample(
         cpu_percent=float(psutil.cpu_percent(interval=None)),
         memory_percent=round(used, 1),
-        disk_free_bytes=min(free, default=0),
+        disk_free_bytes=least,
+        disk=disk,
     )
-
-
-def _cgroup_memory() -> tuple[int | None, int]:
-    """(limit, in use without reclaimable cache) of this process's cgroup v2, or (None, 0)."""
-    try:
-        line = Path("/proc/self/cgroup").read_text().strip().rpartition("\n")[2]
-        folder = Path("/sys/fs/cgroup") / line.partition("::")[2].lstrip("/")
-        text = (folder / "memory.max").read_text().strip()
-        if text == "max":
-            return None, 0
-        inside = int((folder / "memory.current").read_text())
-        for row in (folder / "memory.stat").read_text().splitlines():
-            if row.startswith("inactive_file "):
-                inside -= int(row.split()[1])
-        return int(text), max(0, inside)
-    except (OSError, ValueError):
-        return None, 0
 
 
 class Throttle:
@@ -96,7 +88,8 @@ class Throttle:
         self._disk = self._disk_level(seen.disk_free_bytes / MEBIBYTE)
         if self._disk != NORMAL:
             free = seen.disk_free_bytes / MEBIBYTE
-            reasons.append((self._disk, f"disk: {free:.0f} MiB free"))
+            where = f" for {seen.disk}" if seen.disk else ""
+            reasons.append((self._disk, f"disk: {free:.0f} MiB free{where}"))
         for wanted in (PAUSED, REDUCED):
             why = [text for level, text in reasons if level == wanted]
             if why:
@@ -168,7 +161,8 @@ class Notifier:
 
     def ready(self, status: str) -> None:
         """Start-up, or a reload, is over."""
-        self._send(f"READY=1\nSTATUS={status}")
+        self._last = status.replace("\n", " ")
+        self._send(f"READY=1\nSTATUS={self._last}")
 
     def status(self, text: str) -> None:
         """The line that `systemctl status` shows."""
@@ -191,25 +185,39 @@ class Notifier:
         self._send("WATCHDOG=1")
 
 
-def note_signals(put: Callable[[int], None]) -> dict[int, Any]:
-    """Let SIGTERM, SIGINT and SIGHUP leave a note and do nothing else; returns the old handlers."""
-
-    def note(number: int, frame: FrameType | None) -> None:
-        put(number)
-
-    wanted = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    return {number: signal.signal(number, note) for number in wanted}
-
-
-def process_identity(pid: int) -> float | None:
-    """When a process was started (Unix seconds), None when there is none of that pid."""
+def process_identity(pid: int) -> str | None:
+    """What no other process has, had or will have: this boot, and the ticks from it to the start
+    of the process. None when there is none of that pid. The time of day is not in it: a clock that
+    is set must not make a process another one.
+    """
     try:
-        return float(psutil.Process(pid).create_time())
-    except psutil.Error:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
         return None
+    if len(fields) < 20 or fields[0] in (b"Z", b"X"):
+        return None  # dead, and only not yet collected
+    return f"{boot}/{fields[19].decode()}"
 
 
-def same_process(pid: int, created: float | None) -> bool:
-    """Whether the process that had this pid and start time still lives."""
+def same_process(pid: int, created: object) -> bool:
+    """Whether the process that had this pid and identity still lives."""
     now = process_identity(pid)
-    return now is not None and created is not None and abs(now - created) < 1.0
+    return now is not None and now == created
+
+
+def allow_files(needed: int) -> None:
+    """Let this process and its children open so many files. Raises UserError when the hard limit
+    is lower: later it would be calls that fail, pictures that cannot be read, and no word why.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    if hard == resource.RLIM_INFINITY or hard >= needed:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+            return
+    raise UserError(
+        f"open files: the limit is {soft}, these generation.workers, grading.workers and processes "
+        f"need {needed} (`ulimit -n`, LimitNOFILE= of the unit)"
+    )

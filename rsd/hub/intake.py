@@ -7,16 +7,23 @@ Holds the images that are admitted but not yet active. What became of a picture 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 from rsd.errors import ErrorClass
 from rsd.facts import DecodeCrashed, ImageChecked, ImageSetAside
 from rsd.hub.dispatch import Dispatcher
 from rsd.hub.events import GENERATE, Ask, Policy
 from rsd.hub.journal import Journal
-from rsd.hub.work import PREPARE, Retry, Work, after_failure
-from rsd.messages import BacklogPage, FindContent, Prepare, QueuedImage, ReadBacklog
-from rsd.vocabulary import CallError, ImageId, ImageInfo, Recipe, image_id
+from rsd.hub.work import PREPARE, Retry, Work, after_failure, pause
+from rsd.messages import (
+    BacklogPage,
+    ContentFound,
+    FindContent,
+    Prepare,
+    QueuedImage,
+    ReadBacklog,
+)
+from rsd.vocabulary import SPOOL_REFUSED, CallError, ImageId, ImageInfo, image_id
 
 #: Queued images held in memory; the rest is paged from disk.
 WINDOW = 256
@@ -41,8 +48,8 @@ class Intake:
         self.dispatch = dispatch
         self.window: deque[QueuedImage] = deque()
         self.preparing: dict[ImageId, Work] = {}  #: admitted, not verified yet
+        self.refused = ""  #: why prepared pictures cannot be written, as a worker says
         self.deferred = 0  #: truncated files that may still grow
-        self.recipes: dict[str, Recipe] = {}  #: of images that continue, by fingerprint
         self.cursor = 0
         self.backlog_high = 0
         self.only: frozenset[bytes] | None = None
@@ -71,7 +78,7 @@ class Intake:
 
         `active`: images started and not ended; `planned`: requests that they will still make.
         """
-        if not self.dispatch.usable(GENERATE) or self.dispatch.level == "paused":
+        if not self.dispatch.usable(GENERATE) or self.dispatch.paused:
             return
         ahead = PLANNED_AHEAD * max(1, self.dispatch.ceiling(GENERATE, self.journal.now))
         planned += self.busy * requests_per_image
@@ -95,7 +102,6 @@ class Intake:
         """The next queued images came from disk."""
         if self._asking is None or self._asking[0] != page.query:
             return
-        self.recipes |= page.recipes
         self.window.extend(q for q in page.images if q.image not in self.preparing)
         last = page.images[-1].queue_seq if page.images else 0
         self.cursor = last if len(page.images) >= WINDOW else max(last, self._asking[1])
@@ -118,10 +124,18 @@ class Intake:
 
     # ----------------------------------------------------------------------------------- pictures
 
-    def prepared(self, work: Work, info: ImageInfo, active: dict[str, ImageId]) -> None:
-        """A picture is verified; `active` maps the contents in work to their images."""
+    def prepared(
+        self, work: Work, info: ImageInfo, active: dict[str, ImageId], departed: Container[ImageId]
+    ) -> None:
+        """A picture is verified; `active` maps the contents in work to their images. For those in
+        `departed` answers are still to come, which their history must hold.
+        """
+        self.refused = ""
         queued = work.queued
         if queued is None or work.image not in self.preparing:
+            return
+        if work.image in departed:
+            self.dispatch.later(work, self.journal.now + 1.0)
             return
         self._done(work)
         if queued.status != "queued" and queued.sha256 == info.sha256:
@@ -132,28 +146,40 @@ class Intake:
             self._duplicate(queued, info, active[info.sha256])
         else:
             self._claims[info.sha256] = [(queued, info)]
-            query = FindContent(query=self.journal.query(), sha256=info.sha256)
-            self.journal.out.append(Ask(query=query))
+            self._find(queued, info)
+
+    def _find(self, queued: QueuedImage, info: ImageInfo) -> None:
+        mine, _ = identity(queued, info.sha256)
+        query = FindContent(query=self.journal.query(), sha256=info.sha256, image=mine)
+        self.journal.out.append(Ask(query=query))
 
     def content_found(
         self,
-        sha256: str,
-        owner: ImageId | None,
-        start: Callable[[QueuedImage, ImageInfo, ImageId, int], None],
+        found: ContentFound,
+        start: Callable[[QueuedImage, ImageInfo, ContentFound], None],
     ) -> None:
         """The writer says who had these bytes first: the others are duplicates of it."""
-        for queued, info in self._claims.pop(sha256, []):
-            mine, version = _identity(queued, info.sha256)
-            if owner is None or owner == mine:
-                owner = mine
-                start(queued, info, mine, version)
-            else:
-                self._duplicate(queued, info, owner)
+        claim = self._claims.pop(found.sha256, [])
+        owner = found.owner
+        for queued, info in claim:
+            mine, _ = identity(queued, info.sha256)
+            if owner not in (None, mine):
+                self._duplicate(queued, info, owner or "")
+                continue
+            if queued.started and mine == queued.image and mine != found.image:
+                # It has a history of its own, but another copy had asked.
+                self._claims[found.sha256] = claim[claim.index((queued, info)) :]
+                self._find(queued, info)
+                return
+            owner = mine
+            start(queued, info, found)
 
     def failed(self, work: Work, error: CallError) -> None:
         """A picture could not be prepared."""
         queued = work.queued
         if queued is None or work.image not in self.preparing:
+            return
+        if self.waits_for_disk(work, error):
             return
         if error.error is not ErrorClass.BAD_IMAGE:
             verdict = after_failure(work, error, True, self.journal.now, self.policy)
@@ -172,6 +198,14 @@ class Intake:
         status = "withdrawn" if error.reason == "vanished" else "failed"
         reason = error.reason or error.error.value
         self._set_aside(queued, status, reason, message=error.message, sha256=error.sha256 or "")
+
+    def waits_for_disk(self, work: Work, error: CallError) -> bool:
+        """Whether the spool takes no picture; that is held against none, and tried again."""
+        if error.reason != SPOOL_REFUSED:
+            return False
+        self.refused = error.message
+        self.dispatch.later(work, self.journal.now + pause(work, self.policy))
+        return True
 
     def crashed(self, image: ImageId) -> bool:
         """A worker died decoding this picture; True when that convicts it. Its work, if any, is
@@ -220,7 +254,7 @@ class Intake:
         sha256: str = "",
     ) -> None:
         sha256 = info.sha256 if info else sha256
-        mine, version = _identity(queued, sha256)
+        mine, version = identity(queued, sha256)
         self.journal.persist(
             ImageSetAside(
                 image=mine,
@@ -240,7 +274,7 @@ class Intake:
         self.journal.ended(mine, queued.path, status, reason)
 
 
-def _identity(queued: QueuedImage, sha256: str) -> tuple[ImageId, int]:
+def identity(queued: QueuedImage, sha256: str) -> tuple[ImageId, int]:
     """Id and version: new bytes at a known path are a new version."""
     if queued.sha256 and sha256 and queued.sha256 != sha256:
         return image_id(queued.path, queued.version + 1), queued.version + 1

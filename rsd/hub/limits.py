@@ -75,10 +75,12 @@ class EndpointLimit:
         """Whether work may be planned for it (a cool-down is only a delay)."""
         return self.state == UP
 
-    def recap(self, cap: int) -> None:
-        """A reload changed the upper bound."""
-        self.cap = cap
+    def reloaded(self, cap: int, probe_pause: float, quota_pause: float) -> None:
+        """A reload: new bounds and pauses. What was wrong may be mended: it is looked at now."""
+        self.cap, self.probe_pause, self.quota_pause = cap, probe_pause, quota_pause
         self.limit = min(self.limit, float(cap))
+        if self.state != UP:
+            self.pause = self.probe_at = 0.0
 
     def started(self) -> None:
         """A request was leased."""

@@ -84,7 +84,7 @@ def _probe_in(endpoint: EndpointLimit, now: float) -> float:
 
 def bottleneck(brain: Brain, blocked: str, level: str, now: float) -> str:
     """What holds the line: `disk`, `host`, `quota`, `generator`, `grader`, `writer` or `input`."""
-    if blocked:
+    if blocked or brain.intake.refused:
         return "disk"
     if level == "paused":
         return "host"
@@ -102,14 +102,26 @@ def bottleneck(brain: Brain, blocked: str, level: str, now: float) -> str:
     return "grader" if dispatch.leases.in_flight(GRADE) else "input"
 
 
-def reasons(brain: Brain, blocked: str, fatal: list[str], host_reason: str) -> list[str]:
-    """What is wrong, one line each; empty means healthy."""
-    found = brain.dispatch.health()
-    if blocked:
-        found.append(f"disk: {blocked}; nothing is lost, work waits")
+def reasons(
+    brain: Brain,
+    blocked: str,
+    log_refused: str,
+    fatal: list[str],
+    host_reason: str,
+    refused: str,
+) -> list[str]:
+    """What is wrong, one line each, causes before effects; empty means healthy."""
+    found: list[str] = []
+    for disk in dict.fromkeys(r for r in (blocked, brain.intake.refused) if r):
+        found.append(f"disk: {disk}; nothing is lost, work waits")
+    if log_refused:
+        found.append(f"disk: {log_refused}; lines go to stderr only")
     found += [f"{name} dies again and again (FATAL); see the log" for name in fatal]
+    found += brain.dispatch.health()
     if host_reason and brain.dispatch.level == "paused":
         found.append(f"paused: {host_reason}")
+    if refused:
+        found.append(refused)
     return found
 
 
@@ -124,13 +136,15 @@ def document(
     host: dict[str, Any],
     watch: dict[str, Any],
     blocked: str,
+    log_refused: str,
+    refused: str,
     children: list[dict[str, Any]],
     recent: list[dict[str, Any]],
 ) -> dict[str, Any]:
     """The whole document; `identity` holds pid, times and folders."""
     dispatch = brain.dispatch
     fatal = [child["name"] for child in children if child["state"] == "fatal"]
-    wrong = reasons(brain, blocked, fatal, str(host.get("reason", "")))
+    wrong = reasons(brain, blocked, log_refused, fatal, str(host.get("reason", "")), refused)
     rates = gauge.rates()
     left = stats.queued + stats.active
     speed = rates["images_per_second"]
@@ -176,7 +190,7 @@ def document(
         if speed > 0 and left
         else (0.0 if not left else None),
         "bottleneck": bottleneck(brain, blocked, dispatch.level, now),
-        "throttle": {"level": dispatch.level, **host},
+        "throttle": {"level": "paused" if dispatch.paused else dispatch.level, **host},
         "endpoints": [endpoint_view(e, now) for e in dispatch.endpoints.values()],
         "endpoints_down": sum(e.state in down for e in dispatch.endpoints.values()),
         "watch": watch,

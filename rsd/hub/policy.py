@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from rsd.config import state_dir
+from rsd.config import PLACES, state_dir
+from rsd.errors import UserError
 from rsd.hub.events import GENERATE, GRADE, Policy
-from rsd.messages import Configure, Endpoint, SummaryConfig
+from rsd.messages import Configure, Endpoint, Open, SummaryConfig
 from rsd.settings import Settings
 from rsd.vocabulary import Recipe
 
 #: Most requests in flight per endpoint when the settings name no number.
 DEFAULT_CAP = 64
+#: Memory for decoding, flattening and encoding a picture; Pillow was seen to take up to 24 bytes
+#: per pixel (WebP with transparency).
+DECODE_BYTES_PER_PIXEL = 32
 
 
 def caps(settings: Settings) -> tuple[int, int]:
@@ -74,6 +78,53 @@ def configure_of(settings: Settings, role: str) -> Configure:
         min_side=limits.min_side,
         max_aspect=limits.max_aspect,
         background=limits.background,
+        decode_bytes=decode_bytes(settings) if role == GENERATE else 0,
+        log_level=settings.log_level,
+    )
+
+
+def decode_bytes(settings: Settings) -> int:
+    """Memory that decoding one picture may take, in bytes."""
+    limits = settings.images
+    if limits.decode_mebibytes is not None:
+        return limits.decode_mebibytes * 1024 * 1024
+    files = 2 * int(limits.max_mebibytes * 1024 * 1024)
+    return files + int(limits.max_megapixels * 1e6 * DECODE_BYTES_PER_PIXEL)
+
+
+def keys_of(settings: Settings) -> tuple[str, ...]:
+    """What no log may show."""
+    return settings.generation.key, settings.grading.key
+
+
+def refuse_fixed(before: Settings, after: Settings) -> None:
+    """Raises UserError when a reload would change where rsd works."""
+    for name in PLACES:
+        if getattr(before, name) != getattr(after, name):
+            raise UserError(
+                f"{name} = {getattr(after, name)}: cannot change while rsd runs (it is "
+                f"{getattr(before, name)}); restart it"
+            )
+
+
+def waiting_for_restart(before: Settings, after: Settings) -> list[str]:
+    """Settings that differ and that a reload cannot apply, by their dotted names."""
+    return [
+        f"watch.{name}"
+        for name in before.watch.__struct_fields__
+        if getattr(before.watch, name) != getattr(after.watch, name)
+    ]
+
+
+def opening_of(settings: Settings, recipe: Recipe, state: Path, *, life: str) -> Open:
+    """What the writer is told first; `life` names this life of the hub."""
+    return Open(
+        state_dir=str(state),
+        output_dir=str(Path(settings.output_dir).resolve()),
+        life=life,
+        recover=True,
+        checkpoint_interval=settings.checkpoint_interval,
+        summary=summary_config_of(settings, recipe),
         log_level=settings.log_level,
     )
 

@@ -14,10 +14,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
+from multiprocessing.resource_tracker import ensure_running
 from typing import Any
 
 import msgspec
 
+from rsd import signals
 from rsd.queues import WorkQueue
 
 log = logging.getLogger(__name__)
@@ -29,6 +31,17 @@ DELAY_MAX = 10.0
 #: A death within QUICK seconds of the start, before anything useful was done, counts; QUICK_DEATHS
 #: of them in a row are FATAL, and then the child is tried again every FATAL_PAUSE seconds.
 QUICK, QUICK_DEATHS, FATAL_PAUSE = 10.0, 5, 60.0
+#: Signals that a process gets for what it did itself; all others come from somebody else (SIGKILL:
+#: a person, or the kernel that had no memory left for whomsoever).
+OWN_FAULTS = {
+    signal.SIGSEGV,
+    signal.SIGBUS,
+    signal.SIGILL,
+    signal.SIGFPE,
+    signal.SIGABRT,
+    signal.SIGTRAP,
+    signal.SIGSYS,
+}
 
 Target = Callable[..., None]
 
@@ -49,13 +62,21 @@ class Child:
     quick_deaths: int = 0
     restart_at: float | None = 0.0  #: monotonic; None while it runs or is not wanted
     wanted: bool = True
+    closing: bool = False  #: its queue is closed: it ends
     ready: bool = False
     useful: bool = False  #: it has done something since its start
+    exit_code: int | None = None  #: of its last process
 
     @property
     def fatal(self) -> bool:
         """Whether it died too often too early."""
         return self.quick_deaths >= QUICK_DEATHS
+
+    @property
+    def own_fault(self) -> bool:
+        """Whether its last process died of what it did, and not of a kill by somebody else."""
+        code = self.exit_code or 0
+        return code > 0 or -code in OWN_FAULTS
 
     @property
     def pid(self) -> int | None:
@@ -90,6 +111,8 @@ class Pool:
         """Start what is due; returns the children that were started."""
         started = []
         for child in self.children.values():
+            if child.process is not None and now - child.started_at >= QUICK:
+                child.quick_deaths = 0
             if child.wanted and child.restart_at is not None and child.restart_at <= now:
                 self._start(child, now)
                 started.append(child)
@@ -107,7 +130,9 @@ class Pool:
             daemon=True,
         )
         try:
-            process.start()
+            ensure_running()  # it unblocks signals when it has to be started
+            with signals.held():
+                process.start()
         except OSError as e:
             for end in queue.child_ends:
                 end.close()
@@ -137,15 +162,16 @@ class Pool:
             if process.is_alive():
                 process.kill()
                 process.join()
+            child.exit_code = process.exitcode
             how = describe_exit(process.exitcode)
             process.close()
         if not child.wanted:
             child.restart_at = None
             return how
-        if now - child.started_at < QUICK and not child.useful:
-            child.quick_deaths += 1
-        else:
+        if now - child.started_at >= QUICK or child.useful:
             child.quick_deaths = 0
+        else:
+            child.quick_deaths += 1
         delay = FATAL_PAUSE if child.fatal else min(DELAY_MAX, max(0, child.quick_deaths - 1))
         child.restart_at = now + delay
         return how
@@ -159,9 +185,11 @@ class Pool:
     def retire(self, name: str) -> None:
         """This place is not wanted any more; its process ends when its queue is closed."""
         child = self.children[name]
-        child.wanted, child.restart_at = False, None
+        child.wanted, child.closing, child.restart_at = False, True, None
         if child.queue is not None:
             child.queue.close()
+        if child.process is None:
+            del self.children[name]
 
 
 def processes(pool: Pool) -> list[dict[str, Any]]:
@@ -178,8 +206,7 @@ def processes(pool: Pool) -> list[dict[str, Any]]:
 
 
 def _run(target: Target, inbox: Connection, outbox: Connection, arguments: tuple[Any, ...]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signals.ignore()
     target(inbox, outbox, *arguments)
 
 

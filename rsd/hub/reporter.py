@@ -13,11 +13,13 @@ from typing import Any
 
 import msgspec
 
-from rsd.files import display_path, write_atomically
+from rsd import logs, pointers
+from rsd.files import write_atomically
 from rsd.hub import host, live
 from rsd.hub.brain import Brain
 from rsd.hub.events import Ended
 from rsd.hub.scribe import Scribe
+from rsd.names import display_path
 from rsd.settings import Settings
 
 log = logging.getLogger("rsd")
@@ -45,6 +47,7 @@ class Reporter:
         self.notifier = host.Notifier()
         self.throttle = host.Throttle(settings.throttle)
         self.host: dict[str, Any] = {}
+        self.refused = ""  #: why the last reload was, "" when it was not
         self._once = once
         self._on_progress = on_progress
         self._host_seen = host_seen
@@ -52,6 +55,7 @@ class Reporter:
         self._recent: deque[dict[str, Any]] = deque(maxlen=live.RECENT_SCORES)
         self._started_wall, self._started = time.time(), time.monotonic()
         self._next_live = self._next_feed = 0.0
+        self._elsewhere: Path | None = None  # where the last document is, if not in the state
         self._stop = threading.Event()
 
     def start(self) -> None:
@@ -61,6 +65,7 @@ class Reporter:
     def stop(self) -> None:
         """Look no more."""
         self._stop.set()
+        self.take_back()
 
     def ended(self, ended: Ended) -> None:
         """An image came to its end."""
@@ -108,6 +113,7 @@ class Reporter:
                 "pid": os.getpid(),
                 "created": host.process_identity(os.getpid()),
                 "written": time.time(),
+                "written_monotonic": now,
                 "started": self._started_wall,
                 "uptime_seconds": round(now - self._started, 1),
                 "image_dir": str(Path(self.settings.image_dir).resolve()),
@@ -118,14 +124,12 @@ class Reporter:
             host=self.host,
             watch=watch,
             blocked=scribe.blocked,
+            log_refused=logs.refused(),
+            refused=self.refused,
             children=children,
             recent=list(self._recent),
         )
-        try:
-            data = msgspec.json.encode(document)
-            write_atomically(self.state / "live.json", data, durable=False)
-        except OSError as e:
-            log.debug("live.json: %s", e)
+        self._leave(msgspec.json.encode(document))
         images = document["images"]
         done = images["high_quality"] + images["low_quality"]
         self.notifier.status(
@@ -135,10 +139,28 @@ class Reporter:
         if self._on_progress is not None:
             self._on_progress(document)
 
+    def _leave(self, data: bytes) -> None:
+        """In the state directory; where the pointer is, as long as that directory is full."""
+        try:
+            write_atomically(self.state / "live.json", data, durable=False)
+        except OSError as e:
+            log.debug("live.json: %s", e)
+            self._elsewhere = pointers.write_status(str(self.state), data)
+        else:
+            self.take_back()
+
+    def take_back(self) -> None:
+        """Remove the status document that lies elsewhere."""
+        pointers.remove_pointer(self._elsewhere)
+        self._elsewhere = None
+
     def _sample_host(self) -> None:
         """The throttle thread: it looks; the level's hysteresis is in `host.Throttle`."""
         paths = [Path(self.settings.output_dir), self.state]
-        while not self._stop.wait(HOST_SECONDS):
+        host.prime()
+        wait = 0.0  # the first look at once: a host that is full already must not be filled more
+        while not self._stop.wait(wait):
+            wait = HOST_SECONDS
             sample = host.sample(paths)
             level, reason = self.throttle.level(sample, time.monotonic())
             facts = {

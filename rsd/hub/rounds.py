@@ -26,6 +26,8 @@ class Rounds:
         self.dispatch = dispatch
         self.images: dict[ImageId, ActiveImage] = {}
         self.contents: dict[str, ImageId] = {}  #: sha256 of the active images
+        #: Withdrawn while calls were under way: their answers are paid for and still stored.
+        self.departed: dict[ImageId, ActiveImage] = {}
         self._wants_step: deque[ImageId] = deque()  # images at a barrier
         self._held_back: deque[ImageId] = deque()  # they want a round, but the graders are behind
         self._steps: deque[tuple[int, StepChosen]] = deque()  # chosen, not yet durable
@@ -65,13 +67,15 @@ class Rounds:
     def queue(
         self, image: ActiveImage, kind: str, indices: tuple[int, ...], number: int = 0
     ) -> None:
+        if image.image not in self.images:
+            return  # departed
         known = image.endpoint if kind == GENERATE else image.grader
         work = Work(kind=kind, image=image.image, sha256=image.sha256, indices=indices)
         work.number, work.endpoint = number, known or ""
         self.dispatch.add(work)
 
     def check_barrier(self, image: ActiveImage) -> None:
-        if image.settled and not image.choosing:
+        if image.settled and not image.choosing and image.image in self.images:
             image.choosing = True
             self._wants_step.append(image.image)
 
@@ -149,6 +153,18 @@ class Rounds:
         """The image is withdrawn in the middle: what is queued for it must not go out."""
         self.remove(image)
         self.dispatch.drop(lambda work: work.image != image.image)
+        if image.image in self.dispatch.lent_images():
+            self.departed[image.image] = image
+
+    def known(self, work: Work) -> ActiveImage | None:
+        """The image that a reply is for, active or departed."""
+        return self.images.get(work.image) or self.departed.get(work.image)
+
+    def forget_departed(self) -> None:
+        """A departed image is kept only as long as answers may come for it."""
+        if self.departed:
+            lent = self.dispatch.lent_images()
+            self.departed = {i: image for i, image in self.departed.items() if i in lent}
 
     def remove(self, image: ActiveImage) -> None:
         """The image is at its end."""

@@ -11,8 +11,9 @@ from collections.abc import Callable
 
 import msgspec
 
-from rsd.facts import Fact, Numbered
-from rsd.messages import Close, Open, Ping, Query, Stats
+from rsd.facts import Fact, ImageDecided, Numbered
+from rsd.files import failpoint
+from rsd.messages import Close, Open, Ping, Query, Resettle, Stats
 
 #: Seconds between two pings, and of silence after which the writer counts as hung.
 PING_SECONDS, HUNG_SECONDS = 5.0, 120.0
@@ -60,8 +61,18 @@ class Scribe:
         """The writer is dead; it will be replaced."""
         self.up = False
 
+    def resettle(self, message: Resettle) -> None:
+        """A reload: for this writer and for those that will replace it."""
+        self.opening = msgspec.structs.replace(
+            self.opening, summary=message.summary, checkpoint_interval=message.checkpoint_interval
+        )
+        failpoint("hub.reloading")
+        self._send(message)
+
     def fact(self, seq: int, fact: Fact) -> None:
         """A fact to be committed."""
+        if isinstance(fact, ImageDecided):
+            failpoint("hub.before-decision")
         numbered = Numbered(seq=seq, fact=fact)
         self._facts.append(numbered)
         self._send(numbered)

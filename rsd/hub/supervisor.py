@@ -15,14 +15,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from rsd import logs, pointers
+from rsd import logs, pointers, signals
 from rsd.config import state_dir
 from rsd.errors import StateError, UserError
 from rsd.files import InstanceLock, failpoint
 from rsd.hub import host
 from rsd.hub.brain import Brain
+from rsd.hub.crew import Crew
 from rsd.hub.events import (
     GENERATE,
     GRADE,
@@ -47,7 +46,16 @@ from rsd.hub.events import (
     WorkerUp,
 )
 from rsd.hub.folder import Folder
-from rsd.hub.policy import configure_of, policy_of, slots, summary_config_of
+from rsd.hub.policy import (
+    configure_of,
+    keys_of,
+    opening_of,
+    policy_of,
+    refuse_fixed,
+    slots,
+    summary_config_of,
+    waiting_for_restart,
+)
 from rsd.hub.pool import Child, Pool, processes
 from rsd.hub.reporter import Progress, Reporter
 from rsd.hub.retry_requests import RetryRequests
@@ -59,7 +67,6 @@ from rsd.messages import (
     Drop,
     ImagesFound,
     LogLine,
-    Open,
     PathsCompared,
     PendingListed,
     Pong,
@@ -68,7 +75,6 @@ from rsd.messages import (
     WorkerReady,
     WriterBlocked,
     WriterUp,
-    from_worker_decoder,
     from_writer_decoder,
 )
 from rsd.settings import Settings
@@ -84,6 +90,8 @@ TICK_SECONDS = 0.25
 BURST = 256
 #: Seconds that the writer may take to commit and to write its last results when the hub stops.
 FLUSH_SECONDS = 30.0
+#: The same after a second signal; a third one ends even that.
+HASTE_SECONDS = 5.0
 #: Facts under way above which no new files are taken from the watcher.
 ARRIVALS_PAUSE = 500
 
@@ -121,9 +129,9 @@ def run(
             state=state,
             on_progress=on_progress,
         )
-        keys = (settings.generation.key, settings.grading.key)
         folder = Path(settings.output_dir) / "logs"
-        logs.to_stderr_and_file(folder, settings.log_level, keys, stderr=stderr_log)
+        secrets = keys_of(settings)
+        logs.to_stderr_and_file(folder, settings.log_level, secrets, stderr=stderr_log)
         return hub.run()
     finally:
         lock.release()
@@ -151,15 +159,8 @@ class Supervisor:
             deliver=lambda child, life, message: self.events.put(("said", child, life, message)),
             gone=lambda child, life: self.events.put(("gone", child, life)),
         )
-        opening = Open(
-            state_dir=str(state),
-            output_dir=str(Path(settings.output_dir).resolve()),
-            life=os.urandom(8).hex(),
-            recover=True,
-            checkpoint_interval=settings.checkpoint_interval,
-            summary=summary_config_of(settings, recipe),
-            log_level=settings.log_level,
-        )
+        self.crew = Crew(self.pool, {GENERATE: generator.main, GRADE: grader.main})
+        opening = opening_of(settings, recipe, state, life=os.urandom(8).hex())
         self.writer = self.pool.add("writer", "writer", writer.main, (), from_writer_decoder)
         self.scribe = Scribe(opening, lambda message: self.pool.put(self.writer, message))
         self.reporter = Reporter(
@@ -171,7 +172,6 @@ class Supervisor:
         )
         self.folder = Folder(settings, self.scribe.ask, once=once, samples=samples)
         self.requests = RetryRequests(state / "requests", self.scribe.ask)
-        self._serial = 0
         self._signals = 0
         self._drain_until: float | None = None
         self._drain_code = 0
@@ -184,7 +184,7 @@ class Supervisor:
         """Start, work, stop; returns the exit code."""
         (self.state / "spool").mkdir(exist_ok=True, mode=0o750)
         (self.state / "requests").mkdir(exist_ok=True)
-        previous = host.note_signals(lambda number: self.events.put(("signal", number)))
+        previous = signals.listen(lambda number: self.events.put(("signal", number)))
         pointer = pointers.write_pointer(
             pointers.Pointer(
                 pid=os.getpid(),
@@ -196,9 +196,10 @@ class Supervisor:
         )
         try:
             self._start_writer()
-            self._start_workers()
-            self.reporter.start()
-            self.reporter.notifier.ready("started")
+            if self._drain_until is None:
+                self.crew.hire(self.settings)
+                self.reporter.start()
+                self.reporter.notifier.ready("started")
             while self._exit is None:
                 self._turn()
             return self._stop(self._exit)
@@ -207,8 +208,7 @@ class Supervisor:
             self.folder.stop()
             self._end_children()
             pointers.remove_pointer(pointer)
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+            signals.forget(previous)
 
     def _turn(self) -> None:
         """Wait for an event, handle what has come, and tick when it is time."""
@@ -254,8 +254,7 @@ class Supervisor:
             case Ask(query=query):
                 self.scribe.ask(query)
             case Forget(sha256=sha256):
-                for child in self._workers():
-                    self.pool.put(child, Drop(sha256=sha256))
+                self.crew.say(Drop(sha256=sha256))
             case KillWorker(worker=worker, why=why):
                 log.error("killing %s: %s", worker, why)
                 self.pool.kill(self.pool.children[worker])
@@ -275,26 +274,6 @@ class Supervisor:
                 raise StateError("the writer process dies at its start; see the log")
             self._turn()
 
-    def _start_workers(self) -> None:
-        generate, grade = slots(self.settings)
-        for role, count, threads in (
-            (GENERATE, self.settings.processes.generators, generate),
-            (GRADE, self.settings.processes.graders, grade),
-        ):
-            for _ in range(count):
-                self._add_worker(role, threads)
-
-    def _add_worker(self, role: str, threads: int) -> None:
-        self._serial += 1
-        word, target = (
-            ("generator", generator.main) if role == GENERATE else ("grader", grader.main)
-        )
-        name = f"{word}-{self._serial}"
-        self.pool.add(name, role, target, (name, threads), from_worker_decoder)
-
-    def _workers(self) -> list[Child]:
-        return [c for c in self.pool.children.values() if c.role != "writer"]
-
     def _tend(self, now: float) -> None:
         for child in self.pool.tend(now):
             if child is self.writer:
@@ -307,11 +286,13 @@ class Supervisor:
             logs.replay(message)
             return
         if not isinstance(message, WorkerReady | WriterUp | Recovered | Pong):
-            child.useful = True
+            child.useful, child.quick_deaths = True, 0
         if child is self.writer:
             self.scribe.heard(time.monotonic())
             self._writer_said(message)
         elif isinstance(message, WorkerReady):
+            if child.closing:
+                return
             child.ready = True
             self._think(WorkerUp(worker=child.name, role=child.role, slots=child.arguments[1]))
         else:
@@ -343,7 +324,8 @@ class Supervisor:
                 self.scribe.opened(stats)
                 if not self.brain.started:
                     self._think(Started(backlog_high=stats.backlog_high, profiles=profiles))
-                    self.folder.start()
+                    if self._drain_until is None:
+                        self.folder.start()
             case WriterBlocked(reason=reason):
                 if reason and not self.scribe.blocked:
                     log.error("cannot write: %s; nothing is lost, work waits", reason)
@@ -359,7 +341,7 @@ class Supervisor:
         if child is self.writer:
             self.scribe.gone()
         else:
-            self._think(WorkerGone(worker=child.name))
+            self._think(WorkerGone(worker=child.name, crashed=child.own_fault))
             if not wanted:
                 del self.pool.children[child.name]
         if wanted and self._drain_until is None:
@@ -379,13 +361,21 @@ class Supervisor:
             for event in self.folder.arrivals():
                 self._think(event)
         self.requests.look()
-        self._retire_idle()
-        self._think(Tick())
+        self.crew.retire(self.brain.dispatch.leases.idle_leavers())
+        self._think(Tick(blocked=bool(self.scribe.blocked)))
         self._report(self.reporter.tick, now)
         if self._drain_until is not None:
             self._drained(now)
-        elif self.once and (wrong := self.brain.dispatch.never_usable()):
+        elif self.once:
+            self._give_up_if_hopeless()
+
+    def _give_up_if_hopeless(self) -> None:
+        """A pass has nobody who mends things meanwhile."""
+        if wrong := self.brain.dispatch.never_usable():
             raise UserError(wrong)
+        given_up = "the writer process dies again and again" if self.writer.fatal else ""
+        if wrong := given_up or self.crew.given_up():
+            raise StateError(f"{wrong}; see the log. Nothing is lost: run again")
 
     # ------------------------------------------------------------------------------------- signals
 
@@ -394,7 +384,9 @@ class Supervisor:
             self._reload()
             return
         self._signals += 1
-        code = 130 if self.once and number == signal.SIGINT else 0
+        if self._exit is not None:
+            return  # all is done: `_stop` looks at the number of signals
+        code = signals.INTERRUPTED if self.once else signals.STOPPED
         if self._signals > 1:
             log.warning("second signal: open calls are given up")
             self._exit = code
@@ -402,6 +394,7 @@ class Supervisor:
         log.info("stopping: no new work, up to %.0f s for open calls", self.settings.drain_seconds)
         self.reporter.notifier.stopping()
         self.folder.stop()
+        self.crew.freeze()
         self._drain_until = time.monotonic() + self.settings.drain_seconds
         self._drain_code = code
         self._think(DrainRequested())
@@ -416,63 +409,63 @@ class Supervisor:
             self._exit = self._drain_code
 
     def _reload(self) -> None:
-        if self.loader is None:
+        if self.loader is None or self._drain_until is not None:
+            log.info("SIGHUP: nothing is read again by a pass, nor while rsd stops")
             return
         self.reporter.notifier.reloading()
+        before, refused = self.settings, ""
         try:
             settings, recipe = self.loader()
-            for name in ("image_dir", "output_dir", "state_dir"):
-                if getattr(settings, name) != getattr(self.settings, name):
-                    raise UserError(f"{name} cannot change while rsd runs; restart it")
-        except UserError as e:
-            log.error("reload refused, the old settings stay in force: %s", e)
+            refuse_fixed(before, settings)
+        except (UserError, OSError) as e:
+            refused = f"reload refused, the old settings stay in force: {e}"
+            log.error("%s", refused)
         else:
             self._apply(settings, recipe)
+            for name in waiting_for_restart(before, settings):
+                log.warning("%s takes effect when rsd is started again", name)
             log.info("reloaded")
-        self.reporter.notifier.ready("reloaded")
+        self.reporter.refused = refused
+        self.crew.revive(time.monotonic())
+        self.reporter.notifier.ready(refused or "reloaded")
 
     def _apply(self, settings: Settings, recipe: Recipe) -> None:
         before, self.settings, self.recipe = self.settings, settings, recipe
+        # Workers first: a lease for a new endpoint must not arrive before its address.
+        if (slots(before), before.processes) == (slots(settings), settings.processes):
+            self.crew.tell(settings)
+        else:
+            for name in self.crew.dismiss():
+                self._think(WorkerLeaving(worker=name))
+            self.crew.hire(settings)
+        self._think(PolicyChanged(policy=policy_of(settings, recipe, once=self.once)))
         summary = summary_config_of(settings, recipe)
         interval = settings.checkpoint_interval
-        self.scribe.opening = msgspec.structs.replace(
-            self.scribe.opening, summary=summary, checkpoint_interval=interval
-        )
-        self.pool.put(self.writer, Resettle(summary=summary, checkpoint_interval=interval))
+        self.scribe.resettle(Resettle(summary=summary, checkpoint_interval=interval))
         self.reporter.settings = settings
         self.reporter.throttle = host.Throttle(settings.throttle)
-        keys = (settings.generation.key, settings.grading.key)
-        logs.to_stderr_and_file(Path(settings.output_dir) / "logs", settings.log_level, keys)
-        if (slots(before), before.processes) == (slots(settings), settings.processes):
-            for child in self._workers():
-                self.pool.put(child, configure_of(settings, child.role))
-        else:
-            for child in self._workers():
-                self._think(WorkerLeaving(worker=child.name))
-            self._start_workers()
-        # Last: it may lend work for new endpoints, which a worker must know by then.
-        self._think(PolicyChanged(policy=policy_of(settings, recipe, once=self.once)))
+        folder = Path(settings.output_dir) / "logs"
+        secrets = keys_of(before) + keys_of(settings)  # calls with the old ones are still open
+        logs.to_stderr_and_file(folder, settings.log_level, secrets)
 
     def _report(self, how: Callable[..., None], now: float) -> None:
         how(self.brain, self.scribe, self.folder.status(now), processes(self.pool), now)
 
-    def _retire_idle(self) -> None:
-        """Workers of an earlier configuration end when their last lease does."""
-        for name in self.brain.dispatch.leases.idle_leavers():
-            if name in self.pool.children and self.pool.children[name].wanted:
-                self.pool.retire(name)
-
     # ---------------------------------------------------------------------------------------- stop
 
     def _stop(self, code: int) -> int:
-        """Flush the writer and end; what is not flushed in time is done again at the next start."""
+        """Flush the writer and end; what is not flushed in time is done again at the next start.
+        A writer that has not opened yet has nothing to flush.
+        """
         self.reporter.notifier.stopping()
         self.folder.stop()
         self.writer.wanted = False
         self.scribe.close()
-        end = time.monotonic() + FLUSH_SECONDS
-        while self.writer.process is not None and time.monotonic() < end:
-            if self.scribe.blocked and self._signals > 1:
+        began = time.monotonic()
+        while self.writer.process is not None and (self.scribe.up or not self.scribe.settled):
+            patience = HASTE_SECONDS if self._signals > 1 else FLUSH_SECONDS
+            in_vain = bool(self.scribe.blocked) and self._signals > 1
+            if in_vain or self._signals > 2 or time.monotonic() >= began + patience:
                 break
             try:
                 event = self.events.get(timeout=0.2)

@@ -63,6 +63,17 @@ class _Handler(FileSystemEventHandler):
                 self._put(os.fsencode(path))
 
 
+class _Warnings(logging.Handler):
+    """Hears watchdog say that the kernel dropped events: it has no other way of telling."""
+
+    def __init__(self, told: Callable[[], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._told = told
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._told()
+
+
 class Watcher:
     """Calls back from its own thread: `ready(files)`, `gone(paths)`, `compare(files)` (answered by
     `compared`), `list_pending(after)` (answered by `listed`), `scanned(paths)` with `once`.
@@ -97,11 +108,12 @@ class Watcher:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watcher", daemon=True)
         self._observer: object | None = None
+        self._warnings = _Warnings(self._dropped.set)
         self._root_id: tuple[int, int] | None = None
         self._root_fd = -1  # held open, so that a new folder cannot get the old one's inode number
         self._root_checked = 0.0
         self._scan: Iterator[FileStat] | None = None
-        self._scan_began = 0.0
+        self._scan_cost = 0.0  # seconds of work, without the waits for room and answers
         self._next_scan = 0.0
         self._waiting = False  # for an answer of the writer
         self._found: list[bytes] = []  # with `once`: all paths of the scan
@@ -158,7 +170,7 @@ class Watcher:
         self._take_events()
         self._take_answers(now)
         self._settle(now)
-        if self._dropped.is_set() and self._scan is None:
+        if self._dropped.is_set() and self._scan is None and not self._waiting:
             self._dropped.clear()
             self._next_scan = now
         if self._scan is None and not self._waiting and now >= self._next_scan and self._root_id:
@@ -246,7 +258,7 @@ class Watcher:
     # -------------------------------------------------------------------------------------- scans
 
     def _begin_scan(self, now: float) -> None:
-        self._scan_began = now
+        self._scan_cost = 0.0
         self._scan = self._sorted() if self._once else self._walk(b"")
 
     def _sorted(self) -> Iterator[FileStat]:
@@ -258,8 +270,10 @@ class Watcher:
 
     def _continue_scan(self, now: float) -> None:
         assert self._scan is not None
+        began = time.monotonic()
         files = tuple(file for _, file in zip(range(SLICE), self._scan, strict=False))
         self._waiting = True
+        self._scan_cost += time.monotonic() - began
         if files:
             self._compare(files)
         else:
@@ -288,12 +302,11 @@ class Watcher:
                 self._waiting = True
                 self._list_pending(last)
                 return
-        cost = now - self._scan_began
         self.scanned_at = now
         pause = (
             self._settings.poll_seconds if self.mode == "polling" else self._settings.rescan_seconds
         )
-        self._next_scan = now + max(pause, cost / SCAN_SHARE)
+        self._next_scan = now + max(pause, self._scan_cost / SCAN_SHARE)
         if self._once and self._once_until is None:
             self._once_until = now + ONCE_SECONDS
             self._next_scan = float("inf")
@@ -390,8 +403,10 @@ class Watcher:
             )
             return
         self._observer = observer
+        logging.getLogger("watchdog").addHandler(self._warnings)
 
     def _unwatch(self) -> None:
+        logging.getLogger("watchdog").removeHandler(self._warnings)
         observer, self._observer = self._observer, None
         if observer is not None:
             with contextlib.suppress(RuntimeError):

@@ -29,6 +29,7 @@ class Work:
     tried: str = ""  #: endpoint of the last failed try, and its answers up to then
     answered_before: int = 0
     first_counted: float | None = None
+    killed: int = 0  #: tries ended by a kill or by a lack of memory: nobody's fault
     busy: int = 0  #: refusals as busy, for requests with `n` that can never fit
     profile: Profile | None = None  #: that the running or last try was made with
     reduced: bool = False  #: the picture is sent at half its size
@@ -106,7 +107,8 @@ def pause(work: Work, policy: Policy) -> float:
     """Seconds until the next try: doubling, with a jitter of half to full that depends on the
     work, so that tries of one burst do not return as one burst.
     """
-    longest = min(policy.backoff_max, policy.backoff * 2.0 ** max(0, work.attempts - 1))
-    salt = f"{work.image}:{work.kind}:{work.indices}:{work.number}:{work.attempts}"
+    tries = work.attempts + work.killed
+    longest = min(policy.backoff_max, policy.backoff * 2.0 ** min(64, max(0, tries - 1)))
+    salt = f"{work.image}:{work.kind}:{work.indices}:{work.number}:{tries}"
     share = int.from_bytes(blake2b(salt.encode(), digest_size=2).digest(), "big") / 65535
     return longest * (0.5 + 0.5 * share)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter, OrderedDict
 from typing import Any, Final
 
 from rsd.simulator.rules import Picture, Plan, Reply, digest
-from rsd.simulator.slots import Slots
+from rsd.simulator.slots import History, Slots
 
 #: Logical calls, and pictures, that are told apart; above that only totals are right.
 CALLS_MAX: Final = 2_000_000
@@ -43,7 +44,10 @@ class Counters:
         self.calls: Counter[str] = Counter()
         self.byte_strings: dict[str, set[str]] = {}
         self._prefixes: OrderedDict[str, None] = OrderedDict()
+        self.first: float | None = None  #: monotonic, of the first call with a picture
+        self.last: float | None = None  #: monotonic, of the last answer to such a call
         self._slots.busy_seconds = 0.0
+        self._slots.history = History()
 
     def arrive(self) -> None:
         """A chat completion is asked for."""
@@ -62,6 +66,7 @@ class Counters:
         hit = 0
         sha256 = plan.picture.sha256 if plan.picture else ""
         if plan.picture is not None:
+            self.first = self.first or time.monotonic()
             self.picture_queries += 1
             seen = self._remember(sha256)
             self.picture_hits += seen
@@ -82,6 +87,7 @@ class Counters:
         if plan.picture is None:
             self.probes += 1
             return
+        self.last = time.monotonic()
         for call in plan.calls if reply.final else ():
             if call in self.calls or len(self.calls) < CALLS_MAX:
                 self.calls[call] += 1
@@ -138,6 +144,13 @@ class Counters:
         if detail:
             data["byte_strings_per_image"] = strings
         return data
+
+    def history(self) -> dict[str, Any]:
+        """Busy places and waiting answers over time, and when pictures were first and last in it
+        (monotonic seconds).
+        """
+        self._slots.note()
+        return {"first": self.first, "last": self.last, **self._slots.history.document()}
 
     def metrics(self, model: str) -> str:
         """Prometheus text with vLLM's names; each of the `n` answers of a request counts."""

@@ -34,12 +34,20 @@ WireKind = Literal[
     "down", "hang", "redirect", "html", "empty", "bad_json", "error_in_200", "cut", "slow_drip"
 ]
 #: A completion that says something else than it should.
-TwistKind = Literal["no_choices", "null_content", "refusal", "truncated", "no_score", "wrong_score"]
+TwistKind = Literal[
+    "no_choices",
+    "null_content",
+    "refusal",
+    "truncated",
+    "no_score",
+    "wrong_score",
+    "gullible",
+]
 #: Faults of the whole server: `GET /v1/models` has them, too, while they last.
 WHOLE_SERVER: Final = frozenset(
     {"down", "hang", "redirect", "html", "bad_gateway", "unauthorized", "error"}
 )
-GRADER_ONLY: Final = frozenset({"no_score", "wrong_score"})
+GRADER_ONLY: Final = frozenset({"no_score", "wrong_score", "gullible"})
 TWISTS: Final = frozenset(TwistKind.__args__)  # type: ignore[attr-defined]
 
 

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import msgspec
 
-from rsd.simulator import answers
+from rsd.simulator import answers, gullible
 from rsd.simulator.rules import (
     TOKEN_CHARS,
     Picture,
@@ -77,16 +77,26 @@ def fenced(text: str) -> list[Fenced]:
     announced = _NONCE.search(text.rstrip().rpartition("\n\n")[2])
     if announced is None:
         return []
-    nonce = re.escape(announced[1])
-    pattern = re.compile(
+    # A template may show its candidates twice.
+    found: dict[str, str] = {}
+    for match in _fences(announced[1]).finditer(text):
+        found.setdefault(match[1], match[2])
+    return [Fenced(name, shown) for name, shown in found.items()]
+
+
+def _fences(nonce: str) -> re.Pattern[str]:
+    nonce = re.escape(nonce)
+    return re.compile(
         rf'^<answer id="([^"\n]+)" nonce="{nonce}">\n(.*?)\n?^</answer nonce="{nonce}">',
         re.DOTALL | re.MULTILINE,
     )
-    # A template may show its candidates twice.
-    found: dict[str, str] = {}
-    for match in pattern.finditer(text):
-        found.setdefault(match[1], match[2])
-    return [Fenced(name, shown) for name, shown in found.items()]
+
+
+def _told(text: str, candidates: list[Fenced]) -> int | None:
+    """The score that a gullible judge is told to give by what it takes for its orders."""
+    announced = _NONCE.search(text.rstrip().rpartition("\n\n")[2])
+    outside = _fences(announced[1]).sub("", text) if announced else text
+    return gullible.order(outside, [candidate.text for candidate in candidates])
 
 
 def listwise(text: str) -> bool:
@@ -237,7 +247,10 @@ def _content(
     index: int,
     twist: Twist,
 ) -> str:
+    told = _told(question.text, candidates) if twist.kind == "gullible" else None
     if not candidates:
+        if told is not None:
+            return msgspec.json.encode({"explanation": "As told.", "score": told}).decode()
         return answers.words(question.text, answers.MODEL_DEFAULTS, index, bench.seed)
     truth = pictures.graph(pixels)
     many = listwise(question.text)
@@ -254,7 +267,7 @@ def _content(
         )
         row: dict[str, Any] = {"id": candidate.name} if many else {}
         row["explanation"] = answers.explain(truth, candidate.text)
-        row["score"] = 850 if twist.kind == "wrong_score" else score
+        row["score"] = 850 if twist.kind == "wrong_score" else score if told is None else told
         if twist.kind == "no_score":
             del row["score"]
         rows.append(row)
@@ -264,8 +277,8 @@ def _content(
         return msgspec.json.encode(data).decode()
     if many:
         return f"```json\n{msgspec.json.encode(data).decode()}\n```"
-    told = f"\n\nScore: {rows[0]['score']:g}/100" if "score" in rows[0] else ""
-    return f"{rows[0]['explanation']}{told}"
+    tail = f"\n\nScore: {rows[0]['score']:g}/100" if "score" in rows[0] else ""
+    return f"{rows[0]['explanation']}{tail}"
 
 
 def _reply(

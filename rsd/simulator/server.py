@@ -303,6 +303,8 @@ class Side:
                     peer.counters.reset()
                 self._faults.struck.clear()
                 return _json(200, {"reset": True})
+            case "GET", "/simulator/history":
+                return _json(200, {n: p.counters.history() for n, p in self.peers.items()})
             case "GET", "/simulator/stats":
                 detail = request.query.get("detail", "0") not in ("", "0")
                 data: dict[str, Any] = {

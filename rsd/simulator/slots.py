@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+import time
 from collections import deque
-from typing import Final
+from typing import Any, Final
 
 #: Spread of service times: sigma of the logarithm; half of them lie within 0.7 to 1.4 medians.
 SERVICE_SIGMA: Final = 0.5
+#: Length of a step of the history in seconds, and most steps kept (an hour).
+STEP: Final = 0.1
+STEPS_MAX: Final = 36_000
 
 
 def service_seconds(mean: float, part: str) -> float:
@@ -18,6 +22,40 @@ def service_seconds(mean: float, part: str) -> float:
         return 0.0
     z = random.Random(f"service|{part}").gauss(0, 1)
     return mean * math.exp(SERVICE_SIGMA * z - SERVICE_SIGMA**2 / 2)
+
+
+class History:
+    """How many places were busy, and how many answers waited, step by step since the first."""
+
+    def __init__(self) -> None:
+        self.began: float | None = None  #: monotonic
+        self._at = 0.0
+        self._busy: list[float] = []  # place-seconds of each step
+        self._waiting: list[float] = []
+
+    def add(self, now: float, busy: int, waiting: int) -> None:
+        """Both figures held from the last call until `now` (monotonic seconds)."""
+        if self.began is None:
+            self.began = self._at = now
+        while self._at < now and len(self._busy) < STEPS_MAX:
+            step = int((self._at - self.began) / STEP + 1e-9)
+            end = min(now, self.began + (step + 1) * STEP)
+            missing = step + 1 - len(self._busy)
+            if missing > 0:
+                self._busy += [0.0] * missing
+                self._waiting += [0.0] * missing
+            self._busy[step] += busy * (end - self._at)
+            self._waiting[step] += waiting * (end - self._at)
+            self._at = end
+
+    def document(self) -> dict[str, Any]:
+        """Means of each step; `began` is on the clock of `Counters.first` and `last`."""
+        return {
+            "began": self.began,
+            "step": STEP,
+            "busy": [round(area / STEP, 3) for area in self._busy],
+            "waiting": [round(area / STEP, 3) for area in self._waiting],
+        }
 
 
 class Slots:
@@ -35,6 +73,11 @@ class Slots:
         self.running = 0
         self.waiting = 0
         self.busy_seconds = 0.0  #: places in use times seconds
+        self.history = History()
+
+    def note(self) -> None:
+        """Bring the history up to now; called before either figure changes."""
+        self.history.add(time.monotonic(), self.running, self.waiting)
 
     def full(self, answers: int) -> bool:
         """Whether so many more answers are too many. As with vLLM, each of `n` counts."""
@@ -44,6 +87,7 @@ class Slots:
 
     def resize(self, capacity: int) -> None:
         """Another number of places; those that wait move up, nobody is thrown out."""
+        self.note()
         self._capacity = capacity
         while self._queue and (not capacity or self.running < capacity):
             self.running += 1
@@ -71,6 +115,7 @@ class Slots:
             self._leave()
 
     async def _enter(self) -> None:
+        self.note()
         if not self._capacity or (self.running < self._capacity and not self.waiting):
             self.running += 1
             return
@@ -83,11 +128,13 @@ class Slots:
             if turn.done() and not turn.cancelled():
                 self._leave()  # the place was handed over while the client left
             else:
+                self.note()
                 self.waiting -= 1
             raise
 
     def _leave(self) -> None:
         """Free a place, or hand it to the next that still waits."""
+        self.note()
         while self._queue and (not self._capacity or self.running <= self._capacity):
             turn = self._queue.popleft()
             if not turn.done():

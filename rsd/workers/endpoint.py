@@ -31,6 +31,7 @@ from urllib3.util.timeout import Timeout
 
 from rsd.errors import ErrorClass
 from rsd.messages import Endpoint
+from rsd.redact import Redactor
 from rsd.vocabulary import CallError
 from rsd.workers.refusals import classify_status, excerpt
 from rsd.workers.replies import CallFailed, Models, Reply, decode, read_models, read_reply
@@ -150,6 +151,7 @@ class Client:
     def __init__(self, endpoint: Endpoint, pool_size: int) -> None:
         self.endpoint = endpoint
         self._key = endpoint.key.strip()
+        self._redactor = Redactor([self._key])
         parts = urlsplit(endpoint.url)
         #: For messages: never with the user and password that a URL may hold.
         self.url = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
@@ -277,10 +279,10 @@ class Client:
 
     def _scrub(self, raw: bytes) -> bytes:
         """No key in an error's text, whatever the server echoes; before it is cut anywhere."""
-        return raw.replace(self._key.encode(), b"***") if self._key else raw
+        return self._redactor.data(raw)
 
     def _scrub_text(self, text: str) -> str:
-        return text.replace(self._key, "***") if self._key else text
+        return self._redactor.text(text)
 
     def _cleaned(self, error: CallError) -> CallError:
         return msgspec.structs.replace(error, message=self._scrub_text(error.message))

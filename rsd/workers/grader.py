@@ -77,7 +77,7 @@ def judgements(reply: Reply, question: judging.Question, cap: int) -> tuple[Judg
         found = scores.listwise(choice.content, list(question.ids))
         why = "no score of the list can be read"
     else:
-        score = scores.pointwise(choice.content, question.ids[judging.ONLY].content)
+        score = scores.pointwise(choice.content, question.shown[judging.ONLY])
         found = {judging.ONLY: score} if isinstance(score, scores.Score) else {}
         why = score.why if isinstance(score, scores.Unparsable) else ""
     if len(found) < len(question.ids):

@@ -21,7 +21,7 @@ from typing import Final
 from PIL import Image, ImageChops, ImageFile, ImageOps, UnidentifiedImageError
 
 from rsd.errors import ErrorClass
-from rsd.files import TEMPORARY
+from rsd.files import TEMPORARY, refusal
 from rsd.vocabulary import CallError, ImageInfo
 
 #: Pillow's names of the formats behind the listed extensions; all other readers stay shut (EPS
@@ -35,6 +35,8 @@ NEARLY_WHITE: Final = 230
 OPAQUE: Final = 32
 #: A PNG's end chunk must lie within this many bytes of the file's end (some append things to it).
 END_BYTES: Final = 64 * 1024
+#: Reason of a picture that wants more memory than decoding may take.
+TOO_MUCH_MEMORY: Final = "too_much_memory"
 #: EXIF's name of the orientation.
 ORIENTATION: Final = 0x0112
 
@@ -64,6 +66,10 @@ class BadImage(Exception):
         )
 
 
+class SpoolRefused(Exception):
+    """The disk under the spool takes nothing; the text says why."""
+
+
 def prepare(
     image_dir: bytes,
     path: bytes,
@@ -74,7 +80,7 @@ def prepare(
     """Verify the picture at `path` (relative to `image_dir`) and spool the exact bytes to send.
 
     The spool file is named by the sha256 of the source. `before_decode` is called right before
-    Pillow touches the bytes. Raises BadImage; OSError only for trouble with the spool.
+    Pillow touches the bytes. Raises BadImage; SpoolRefused when the disk does not take it.
     """
     data, mtime_ns = read(image_dir, path, limits.max_file_bytes)
     sha256 = hashlib.sha256(data).hexdigest()
@@ -87,8 +93,16 @@ def prepare(
             decoded = decode(data, limits)
     except BadImage as e:
         raise BadImage(e.error.reason, e.error.message, sha256) from None
+    except MemoryError:
+        raise BadImage(TOO_MUCH_MEMORY, "decoding it takes too much memory", sha256) from None
     sent = decoded.sent
-    _spool(spool_dir / sha256, sent)
+    if len(sent) > limits.max_file_bytes:
+        size = f"{len(sent)} bytes as it would be sent; at most {limits.max_file_bytes >> 20} MiB"
+        raise BadImage("file_too_large", size, sha256)
+    try:
+        _spool(spool_dir / sha256, sent)
+    except OSError as e:
+        raise SpoolRefused(refusal("state_dir", spool_dir, e.strerror or str(e))) from None
     return ImageInfo(
         sha256=sha256,
         width=decoded.width,
@@ -114,7 +128,7 @@ class Decoded:
 
 
 def decode(data: bytes, limits: Limits) -> Decoded:
-    """Decode the first frame completely and decide what is sent. Raises BadImage."""
+    """Decode the first frame completely and decide what is sent. Raises BadImage, MemoryError."""
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
@@ -123,7 +137,7 @@ def decode(data: bytes, limits: Limits) -> Decoded:
             raise BadImage("format_not_allowed", f"{foreign} is no listed format") from None
         raise BadImage("not_an_image", "no picture of a known format") from None
     except MemoryError:
-        raise BadImage("corrupt", "its header asks for more memory than there is") from None
+        raise
     except Exception as e:
         raise _bad(e) from None
     width, height = image.size
@@ -132,7 +146,7 @@ def decode(data: bytes, limits: Limits) -> Decoded:
         # First of all: getexif() loads too, and a second load after a failed one shows black.
         image.load()
     except MemoryError:
-        raise BadImage("too_much_memory", "decoding it takes too much memory") from None
+        raise
     except Exception as e:
         raise _bad(e) from None
     orientation, frames = _orientation(image), _frames(image)
@@ -146,8 +160,6 @@ def decode(data: bytes, limits: Limits) -> Decoded:
         upright = ImageOps.exif_transpose(image) if orientation in range(2, 9) else image
         flat = flatten(upright, limits.background)
         flat.save(out, "PNG")
-    except MemoryError:
-        raise BadImage("too_much_memory", "turning it takes too much memory") from None
     except (OSError, ValueError, SyntaxError) as e:
         raise _bad(e) from None
     return Decoded(out.getvalue(), flat.width, flat.height, kind, frames)

@@ -27,13 +27,36 @@ _TAIL: Final = _LETTERS + "3456789"
 #: is left and right of it never grows together into a new token.
 _GAP: Final = "…"
 
-_CONTROL = re.compile(
-    r"<\|[^|<>\n…]{1,60}\|>|<\uff5c[^<>\n…]{1,60}\uff5c>|\[/?INST\]|\[/?(?:SYSTEM|TOOL)[A-Z_]*\]|"
-    r"<</?SYS>>|</?s>|</?(?:bos|eos|image|img|video)>|<(?:start|end)_of_(?:turn|image)>|"
-    r"</?think(?:ing)?>",
-    re.IGNORECASE,
+#: Tokens by which models tell turns, roles, pictures and thoughts apart, of all families we know.
+_CONTROL: Final = re.compile(
+    r"<\s?\|[^|<>\n…]{1,60}\|\s?>|<\[[^\[\]<>\n…]{1,60}\]>|\[/?(?:INST|IMG|IMG_END|IMG_BREAK|THINK)\]|"
+    r"\[/?(?:SYSTEM|TOOL|AVAILABLE|UNUSED|g?MASK)[A-Z_0-9]{0,40}\]|<</?SYS>>|"
+    r"</?(?:s|sop|eop|unk|pad|mask|bos|eos|image|img|video|audio|im_(?:start|end|patch))>|"
+    r"<(?:start|end)_of_(?:turn|image|role|text)>|<(?:seed|reserved)[:_][^<>\n…]{1,40}>|"
+    r"</?(?:IMG_CONTEXT|BOS_TOKEN|EOS_TOKEN)>|\]~[!b]\[|\]~b\]|\[e~\[|"
+    r"[<◁]/?(?:think(?:ing)?|thoughts?|reasoning|tool_(?:call|response)|function_calls?|system|user|"
+    r"assistant|human)[>▷]|"
+    r"^[ \t]*#{2,4} ?(?:system|user|assistant|human|instructions?|response)\b ?:?|"
+    r"^[ \t]*(?:human|assistant) ?:",
+    re.IGNORECASE | re.MULTILINE,
 )
-_FENCE = re.compile(r"<\s*/?\s*answer\b[^<>\n…]*>?", re.IGNORECASE)
+_FENCE: Final = re.compile(r"<\s*/?\s*answer\b[^<>\n…]*>?", re.IGNORECASE)
+#: Printable and yet unseen: fillers, and variation selectors, which can spell out a whole text.
+_UNSEEN: Final = frozenset(
+    (
+        *(0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0),
+        *(*range(0x180B, 0x1810), *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)),
+    )
+)
+#: What looks like a character of the tokens above, and is another one.
+_LOOKALIKES: Final = {
+    ord(a): ord(b)
+    for a, b in zip(
+        "‹⟨〈《«˂≺❮›⟩〉》»˃≻❯∣❘ǀ│┃¦⁄∕⧸аеорсухѕіԁɡһӏոαορινмтквн▁",
+        "<<<<<<<<>>>>>>>>||||||///aeopcyxsidghlnaopivmtkbh_",
+        strict=True,
+    )
+} | {0xFF01 + k: 0x21 + k for k in range(94)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +65,7 @@ class Question:
 
     text: str
     ids: dict[str, Answer]
+    shown: dict[str, str]  #: by id: the answer as the judge sees it
     listwise: bool
 
 
@@ -57,10 +81,11 @@ def question(task: Judge, nonce: str | None = None) -> Question:
     else:
         answers, names = list(task.answers), [ONLY]
     ids = dict(zip(names, answers, strict=True))
-    fenced = "\n\n".join(_fenced(name, a.content, nonce) for name, a in ids.items())
+    seen = {name: shown(answer.content, nonce) for name, answer in ids.items()}
+    fenced = "\n\n".join(_fenced(name, text, nonce) for name, text in seen.items())
     # Split and joined, so that what is put in is never searched for placeholders itself.
     filled = fenced.join(task.template.split(LISTWISE if listwise else POINTWISE))
-    return Question(f"{filled}\n\n{_rules(list(ids), nonce, listwise)}", ids, listwise)
+    return Question(f"{filled}\n\n{_rules(list(ids), nonce, listwise)}", ids, seen, listwise)
 
 
 def _digest(*parts: object) -> bytes:
@@ -80,19 +105,35 @@ def _names(seed: str, count: int) -> list[str]:
 
 
 def shown(content: str, nonce: str) -> str:
-    """A candidate as the judge sees it."""
+    """A candidate as the judge sees it: nothing unseen, no control token, nothing like a fence."""
     text = content[:ANSWER_MAX]
-    text = "".join(c if c.isprintable() or c in "\n\t" else " " for c in text)
-    text = text.replace(nonce, _GAP)
-    text = _FENCE.sub(_GAP, _CONTROL.sub(_GAP, text))
+    text = "".join(c if _seen(c) else " " for c in text).replace(nonce, _GAP)
+    for pattern in (_CONTROL, _FENCE):
+        text = _without(text, pattern)
     if len(content) > ANSWER_MAX:
         text += "\n[cut here: the answer is too long]"
     return text
 
 
-def _fenced(name: str, content: str, nonce: str) -> str:
+def _seen(char: str) -> bool:
+    return char in "\n\t" or (char.isprintable() and ord(char) not in _UNSEEN)
+
+
+def _without(text: str, pattern: re.Pattern[str]) -> str:
+    """The text with gaps for what matches, also when it is written in characters that look alike.
+
+    The search runs on a copy of the same length, so that all else stays as the candidate wrote it.
+    """
+    kept, at = [], 0
+    for match in pattern.finditer(text.translate(_LOOKALIKES)):
+        kept += [text[at : match.start()], _GAP]
+        at = match.end()
+    return "".join([*kept, text[at:]])
+
+
+def _fenced(name: str, text: str, nonce: str) -> str:
     opening, closing = f'<answer id="{name}" nonce="{nonce}">', f'</answer nonce="{nonce}">'
-    return f"{opening}\n{shown(content, nonce)}\n{closing}"
+    return f"{opening}\n{text}\n{closing}"
 
 
 def _rules(names: list[str], nonce: str, listwise: bool) -> str:

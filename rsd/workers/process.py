@@ -8,7 +8,6 @@ import base64
 import logging
 import os
 import queue
-import signal
 import threading
 import time
 import traceback
@@ -20,8 +19,8 @@ from typing import Any
 
 import msgspec
 
-from rsd import logs
-from rsd.errors import ErrorClass
+from rsd import logs, signals
+from rsd.errors import OUT_OF_MEMORY, ErrorClass
 from rsd.messages import (
     Configure,
     Crashed,
@@ -40,9 +39,11 @@ from rsd.messages import (
 )
 from rsd.profiles import is_reasoning
 from rsd.queues import Mailbox
+from rsd.redact import Redactor
 from rsd.vocabulary import CallError, Profile
 from rsd.workers import images
 from rsd.workers.endpoint import Client, chat_body
+from rsd.workers.memory import MemoryLimit
 from rsd.workers.refusals import excerpt
 from rsd.workers.replies import CallFailed, Reply
 
@@ -65,6 +66,14 @@ AT_WORK = {
     ErrorClass.REFUSED,
     ErrorClass.TRUNCATED,
 }
+
+#: A call that met the memory limit because others need much at this moment.
+SHORT_OF_MEMORY = CallError(
+    error=ErrorClass.TRANSIENT,
+    message="this worker is short of memory",
+    reason=OUT_OF_MEMORY,
+    answered=False,
+)
 
 Handler = Callable[["Worker", LeaseId, Any], msgspec.Struct]
 
@@ -143,12 +152,11 @@ class Worker:
         self._clients: dict[str, Client] = {}
         self._calls: queue.SimpleQueue[Lease] = queue.SimpleQueue()
         self._prepares: queue.SimpleQueue[Lease] = queue.SimpleQueue()
+        self._memory: MemoryLimit | None = None
 
     def run(self) -> None:
         """Serve until the hub closes the mailbox, which ends the process."""
-        # Ctrl-C and systemd signal the whole group: the hub alone decides when calls end.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signals.ignore()
         for k in range(self._slots):
             threading.Thread(
                 target=self._serve, args=(self._calls,), name=f"call-{k}", daemon=True
@@ -157,6 +165,7 @@ class Worker:
         threading.Thread(
             target=self._serve, args=(self._prepares,), name="prepare", daemon=True
         ).start()
+        self._memory = MemoryLimit(self._slots)
         while True:
             message = self.mailbox.get()
             if isinstance(message, Configure):
@@ -173,6 +182,11 @@ class Worker:
         """Where prepared pictures lie."""
         assert self.configuration is not None
         return Path(self.configuration.spool_dir)
+
+    @property
+    def roomy(self) -> bool:
+        """Whether a decoding that begins now finds all the memory that it may take."""
+        return self._memory is None or self._memory.roomy
 
     def client(self, url: str) -> Client:
         """The client of an endpoint. Raises CallFailed for one that a reload removed."""
@@ -193,6 +207,8 @@ class Worker:
         before = self._clients
         self._clients = {e.url: self._client_of(e, before) for e in configuration.endpoints}
         self.configuration = configuration
+        if self._memory is not None and configuration.decode_bytes:
+            self._memory.allow(configuration.decode_bytes)
         if first:
             self.mailbox.reply(WorkerReady(pid=os.getpid()))
 
@@ -210,10 +226,8 @@ class Worker:
                 self.mailbox.reply(self._crashed(lease.lease))
 
     def _crashed(self, lease: LeaseId) -> Crashed:
-        text = traceback.format_exc()
-        for client in list(self._clients.values()):
-            if client.endpoint.key:
-                text = text.replace(client.endpoint.key, "***")
+        keys = [client.endpoint.key for client in list(self._clients.values())]
+        text = Redactor(keys).text(traceback.format_exc())
         safe = text.encode("utf-8", "backslashreplace").decode()
         return Crashed(lease=lease, traceback=safe[-TRACEBACK_MAX:])
 
@@ -227,6 +241,8 @@ class Worker:
             )
         except images.BadImage as e:
             return Failed(lease=lease, error=e.error, seconds=time.monotonic() - began)
+        except MemoryError:
+            return Failed(lease=lease, error=SHORT_OF_MEMORY, seconds=time.monotonic() - began)
         except Exception:
             return self._crashed(lease)
 

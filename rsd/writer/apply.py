@@ -164,6 +164,8 @@ class Application:
             self._move(record, record.filed)
         else:
             self._move(record, status, reason)
+        if record.status == WITHDRAWN and record.version:
+            self._file(record, "")  # the result of the bytes before is of no file any more
         record.ended_at = time
         if record.recheck:
             record.recheck = False
@@ -206,9 +208,10 @@ class Application:
 
     def _look_again(self, image: ImageId) -> None:
         record = self._image(image)
-        if record is None or record.queue_seq:
+        if record is None:
             return
-        if record.status == ACTIVE:
+        if record.status == ACTIVE or record.queue_seq:
+            # Its bytes may have been read already: look again when it has come to an end.
             record.recheck = True
         else:
             if record.status == WITHDRAWN:
@@ -240,7 +243,8 @@ class Application:
         if record is None or record.queue_seq != fact.queue_seq:
             return
         self._unqueue(record)
-        if record.status == QUEUED:  # a person asked for it during the check
+        if record.status == QUEUED or record.recheck:  # a person asked for it, or it changed again
+            record.recheck = False
             self._queue(record)
         self._save(record)
 
@@ -366,8 +370,14 @@ class Application:
         self._unqueue(record)
         record.info = fact.info or record.info
         record.sha256 = fact.sha256 or record.sha256
+        of = self._original(record) if fact.status == DUPLICATE else ""
+        if fact.status == DUPLICATE and not of:
+            # The original lost these bytes before this was said: it is nobody's duplicate.
+            self._queue(record)
+            self._save(record)
+            return
         self._end(record, fact.status, fact.reason, fact.time)
-        record.message, record.of = fact.message, fact.of
+        record.message, record.of = fact.message, of
         if record.status in (FAILED, WITHDRAWN):
             self._disown(record)
         if fact.status == DUPLICATE:
@@ -376,6 +386,11 @@ class Application:
             self._count_win(record, -1)
             self._file(record, FAILED if fact.status == FAILED else "")
         self._save(record)
+
+    def _original(self, record: ImageRecord) -> ImageId:
+        """The image that has a duplicate's bytes now; "" when no other has."""
+        owner = self.txn.get("contents", bytes.fromhex(record.sha256))
+        return "" if owner in (None, key(record.image)) else owner.hex()
 
     def _remember_duplicate(self, record: ImageRecord) -> None:
         self.stats.backlog_high += 1  # any rising number keeps the oldest first

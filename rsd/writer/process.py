@@ -22,13 +22,12 @@ import msgspec
 from rsd import logs
 from rsd.errors import StateError
 from rsd.facts import ImageChecked, ImageDecided, ImageGone, ImageSetAside, Numbered
-from rsd.files import InstanceLock, failpoint, sweep_temporary
+from rsd.files import InstanceLock, failpoint, refusal, sweep_temporary
 from rsd.messages import (
     BacklogPage,
     Close,
     Committed,
     ComparePaths,
-    ContentFound,
     FindContent,
     FindImages,
     ImagesFound,
@@ -51,7 +50,7 @@ from rsd.queues import Mailbox
 from rsd.writer import view
 from rsd.writer.apply import Application
 from rsd.writer.publish import Publisher
-from rsd.writer.store import Store, Transaction
+from rsd.writer.store import StateRefused, Store, Transaction
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +95,7 @@ class Writer:
         # Bounded by what the hub lets be unacknowledged and unanswered; a bound here would leave
         # pings behind it unread.
         self._pending: queue.SimpleQueue[ToWriter] = queue.SimpleQueue()
-        self._refused: dict[str, str] = {}  # what cannot be written ("state", "output") -> why
+        self._refused: dict[str, str] = {}  # setting of what cannot be written -> why
         self._blocked = ""
         self._output_at = 0.0  # monotonic time of the next try to write results
         self._reader_check = time.monotonic()
@@ -187,8 +186,10 @@ class Writer:
                 application.apply(numbered)
             stats = application.finish()
             failpoint("writer.before-commit")
+            if any(isinstance(numbered.fact, ImageDecided) for numbered in batch):
+                failpoint("writer.before-decision")
 
-        while not self._attempt("state", lambda: self._store.write(work)):
+        while not self._attempt("state_dir", lambda: self._store.write(work)):
             time.sleep(RETRY_SECONDS)
         failpoint("writer.after-commit")
         self._stats = stats
@@ -223,11 +224,10 @@ class Writer:
     def _found(self, txn: Transaction, query: Query) -> msgspec.Struct:
         match query:
             case ReadBacklog():
-                images, recipes = view.backlog_page(txn, query.after, query.count)
-                return BacklogPage(query=query.query, images=tuple(images), recipes=recipes)
-            case FindContent(sha256=sha256):
-                owner = view.content_owner(txn, sha256)
-                return ContentFound(query=query.query, sha256=sha256, owner=owner)
+                images = view.backlog_page(txn, query.after, query.count)
+                return BacklogPage(query=query.query, images=tuple(images))
+            case FindContent(sha256=sha256, image=image):
+                return view.content_found(txn, query.query, sha256, image)
             case ComparePaths(files=files):
                 changed = view.changed_files(txn, files)
                 return PathsCompared(query=query.query, changed=changed)
@@ -242,7 +242,9 @@ class Writer:
 
     def _publish(self) -> None:
         """Write a few results, and the summary when it is due."""
-        if time.monotonic() >= self._output_at and not self._attempt("output", self._write_some):
+        if time.monotonic() >= self._output_at and not self._attempt(
+            "output_dir", self._write_some
+        ):
             self._output_at = time.monotonic() + RETRY_SECONDS
 
     def _write_some(self) -> None:
@@ -262,19 +264,25 @@ class Writer:
                 self._publisher.drain(RESULTS_PER_TURN)
             self._publisher.summary(force=True)
 
-        self._attempt("output", work)
+        self._attempt("output_dir", work)
 
     def _attempt(self, what: str, work: Callable[[], None]) -> bool:
-        """Run something that writes. When the disk refuses: say so and keep everything."""
+        """Run something that writes below the folder of a setting. When the disk refuses: say so
+        and keep everything.
+        """
         try:
             work()
+        except StateRefused as e:
+            # Rows of the outbox are deleted in the state, whatever else is being written.
+            self._refused[what] = refusal("state_dir", Path(self._opening.state_dir), str(e))
         except OSError as e:
-            where = f": {e.filename}" if e.filename else ""
-            self._refused[what] = (e.strerror or str(e)) + where
+            folder = Path(os.fsdecode(e.filename)).parent if e.filename else None
+            output = Path(self._opening.output_dir)
+            self._refused[what] = refusal(what, output, e.strerror or str(e), folder)
         else:
             self._refused.pop(what, None)
-        before, self._blocked = self._blocked, next(iter(self._refused.values()), "")
-        if bool(before) != bool(self._blocked):
+        before, self._blocked = self._blocked, "; ".join(dict.fromkeys(self._refused.values()))
+        if before != self._blocked:
             self._mailbox.reply(WriterBlocked(reason=self._blocked))
         return what not in self._refused
 

@@ -13,14 +13,9 @@ from pathlib import Path
 
 import msgspec
 
-from rsd.files import (
-    failpoint,
-    result_name,
-    sweep_temporary,
-    sync_directory,
-    write_atomically,
-)
+from rsd.files import failpoint, sweep_temporary, sync_directory, write_atomically
 from rsd.messages import Open, Resettle, Stats
+from rsd.names import result_name
 from rsd.writer import view
 from rsd.writer.records import FAILED, HIGH, LOW, OutboxRecord, Tally
 from rsd.writer.results import failed_document, result_document, summary_document

@@ -9,8 +9,8 @@ from typing import Any
 
 import msgspec
 
-from rsd.files import display_path
 from rsd.messages import Stats, SummaryConfig
+from rsd.names import display_path
 from rsd.vocabulary import Candidate, Grade, Usage
 from rsd.writer.records import HIGH, ImageRecord, Tally
 from rsd.writer.view import ImageView

@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -18,7 +19,7 @@ import lmdb
 import msgspec
 
 from rsd.errors import StateError
-from rsd.files import filesystem_type
+from rsd.files import failpoint, filesystem_type
 from rsd.messages import Stats
 from rsd.vocabulary import ImageId
 
@@ -30,6 +31,8 @@ MAP_SIZE: Final = 64 * 1024**3
 SCHEMA: Final = 1
 #: Readers at the same time; each status or show takes one for a moment.
 READERS: Final = 126
+#: Tries to begin a transaction while others change the map.
+BEGINS: Final = 5
 #: All databases.
 NAMES: Final = (
     "meta",
@@ -59,6 +62,11 @@ DOUBTFUL: Final = {"9p", "virtiofs", ""}
 
 #: LMDB's ways of saying that the disk, and not the state, is at fault; they may pass.
 DISK_ERRORS: Final = (lmdb.DiskError, lmdb.ReadonlyError, lmdb.MemoryError)
+
+
+class StateRefused(OSError):
+    """The disk under the state refuses; nothing is changed, and it may be tried again."""
+
 
 T = TypeVar("T", bound=msgspec.Struct)
 _decoders: dict[type, msgspec.json.Decoder[Any]] = {}
@@ -143,11 +151,13 @@ class Transaction:
 class Store:
     """An open environment. Raises StateError when it cannot be used."""
 
-    def __init__(self, path: Path, *, readonly: bool = False, map_size: int = MAP_SIZE) -> None:
+    def __init__(self, path: Path, *, readonly: bool = False, map_size: int = 0) -> None:
         self.path = path
         self.readonly = readonly
+        # A map of 64 GiB is never full in a test: this makes it small in all processes of one.
+        map_size = map_size or int(os.environ.get("RSD_TEST_MAP_BYTES", MAP_SIZE))
         if not readonly:
-            path.mkdir(parents=True, exist_ok=True)
+            path.mkdir(parents=True, exist_ok=True, mode=0o750)
             refuse_network(path)
         elif not (path / "data.mdb").exists():
             raise StateError(f"{path}: holds no state of rsd")
@@ -186,7 +196,9 @@ class Store:
         found: dict[str, Any] = {}
         for name in NAMES:
             try:
-                found[name] = self._env.open_db(name.encode(), create=not self.readonly)
+                found[name] = self._again(
+                    partial(self._env.open_db, name.encode(), create=not self.readonly)
+                )
             except lmdb.NotFoundError:
                 raise StateError(f"{self.path}: no state of rsd (no database {name})") from None
             except lmdb.Error as e:
@@ -212,6 +224,7 @@ class Store:
 
             def step(txn: Transaction, to: int = version) -> None:
                 MIGRATIONS[to](txn)
+                failpoint("store.migrating")
                 txn.put("meta", b"schema", str(to).encode())
 
             self.write(step)
@@ -220,21 +233,27 @@ class Store:
     def reading(self) -> Iterator[Transaction]:
         """A short look; never keep it open. Raises StateError when the state is damaged."""
         try:
-            try:
-                txn = self._env.begin()
-            except lmdb.MapResizedError:
-                self._env.set_mapsize(0)
-                txn = self._env.begin()
-            with txn:
+            with self._again(self._env.begin) as txn:
                 yield Transaction(txn, self._databases)
         except lmdb.Error as e:
             raise StateError(f"{self.path}: {_named(e)}") from e
 
+    def _again(self, begin: Callable[[], Any]) -> Any:
+        """Begin a transaction, once more after what another process did to the map or the table."""
+        for _ in range(BEGINS):
+            try:
+                return begin()
+            except lmdb.MapResizedError:  # the writer made it larger
+                self._env.set_mapsize(0)
+            except lmdb.ReadersFullError:  # perhaps with readers that were killed
+                self._env.reader_check()
+        return begin()
+
     def write(self, work: Callable[[Transaction], None]) -> None:
         """Run `work` in one transaction and commit it durably; doubles the map when it is full.
 
-        `work` may run twice. Raises OSError when the disk refuses (nothing is changed, it may be
-        tried again), StateError when the state is damaged.
+        `work` may run twice. Raises StateRefused when the disk refuses, StateError when the state
+        is damaged.
         """
         while True:
             try:
@@ -244,11 +263,12 @@ class Store:
             except lmdb.MapFullError:
                 size = self._env.info()["map_size"] * 2
                 log.warning("the state's map is full; it grows to %d MiB", size // 1024**2)
+                failpoint("store.growing")
                 self._env.set_mapsize(size)
             except lmdb.Error as e:
                 # A plain Error carries an errno of the system, EIO for one.
                 if isinstance(e, DISK_ERRORS) or type(e) is lmdb.Error:
-                    raise OSError(f"state: {_named(e)}") from e
+                    raise StateRefused(_named(e)) from e
                 raise StateError(f"{self.path}: {_named(e)}") from e
 
     def reader_check(self) -> int:

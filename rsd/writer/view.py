@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from rsd.facts import ProfileLearned, StepChosen
-from rsd.messages import FileStat, ImageHistory, QueuedImage, Recovered
+from rsd.messages import ContentFound, FileStat, ImageHistory, QueuedImage, Recovered
 from rsd.vocabulary import Candidate, Grade, ImageId, Recipe, image_id, path_key
 from rsd.writer.records import (
     ACTIVE,
@@ -15,7 +15,6 @@ from rsd.writer.records import (
     FAILED,
     HIGH,
     LOW,
-    QUEUED,
     FailureRecord,
     ImageRecord,
     PathRecord,
@@ -142,21 +141,13 @@ def active_images(txn: Transaction) -> list[ImageId]:
     return [row.hex() for row, _ in txn.scan("active")]
 
 
-def backlog_page(
-    txn: Transaction, after: int, count: int
-) -> tuple[list[QueuedImage], dict[str, Recipe]]:
-    """Queued images above a queue number, and the recipes of those with a history."""
+def backlog_page(txn: Transaction, after: int, count: int) -> list[QueuedImage]:
+    """Queued images above a queue number."""
     page: list[QueuedImage] = []
-    recipes: dict[str, Recipe] = {}
     for row, image in txn.scan("backlog", start=key64(after + 1), limit=count):
         record = image_record(txn, image.hex())
         if record is None:
             continue
-        past = history(txn, record) if record.status == QUEUED else None
-        if past is not None and past.config not in recipes:
-            recipe = recipe_of(txn, past.config)
-            if recipe is not None:
-                recipes[past.config] = recipe
         page.append(
             QueuedImage(
                 queue_seq=int.from_bytes(row, "big"),
@@ -166,11 +157,24 @@ def backlog_page(
                 status=record.status,
                 sha256=record.sha256,
                 crashes=record.crashes,
-                history=past,
-                continues=record.continues,
+                started=bool(record.starts),
             )
         )
-    return page, recipes
+    return page
+
+
+def content_found(txn: Transaction, query: int, sha256: str, image: ImageId) -> ContentFound:
+    """Who first had these bytes, and what is stored of the image that asks about them."""
+    owner = content_owner(txn, sha256)
+    record = image_record(txn, image)
+    same = record is not None and record.sha256 == sha256
+    past = history(txn, record) if record is not None and same else None
+    recipe = None
+    if record is not None and past is not None and record.continues:
+        recipe = recipe_of(txn, record.config)
+    return ContentFound(
+        query=query, sha256=sha256, image=image, owner=owner, history=past, recipe=recipe
+    )
 
 
 def content_owner(txn: Transaction, sha256: str) -> ImageId | None:

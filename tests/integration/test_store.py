@@ -35,8 +35,9 @@ from rsd.writer.records import (
     QUEUED,
     REPLACED,
     WITHDRAWN,
+    OutboxRecord,
 )
-from rsd.writer.store import Store, Transaction
+from rsd.writer.store import StateRefused, Store, Transaction, decode
 from tests.disks import fill_up, small_disk
 from tests.histories import (
     ERROR,
@@ -202,8 +203,8 @@ def test_a_touch_changes_nothing_but_the_known_stat(hub: Teller) -> None:
     hub.put(A, "cat")
     assert hub.record(A).status == HIGH, "its class stays until the check has an outcome"
     with hub.store.reading() as txn:
-        (queued,) = view.backlog_page(txn, 0, 8)[0]
-    assert (queued.status, queued.sha256, queued.history) == (HIGH, sha("cat"), None)
+        (queued,) = view.backlog_page(txn, 0, 8)
+    assert (queued.status, queued.sha256, queued.started) == (HIGH, sha("cat"), True)
     hub.take(0)
     assert hub.record(A).decision == 1
     assert not hub.record(A).queue_seq
@@ -246,11 +247,13 @@ def test_withdrawn_and_back_again_it_continues_where_it_was(hub: Teller) -> None
     assert (hub.record(A).status, hub.record(A).reason) == (WITHDRAWN, "file_removed")
     hub.put(A, "cat")
     with hub.store.reading() as txn:
-        (queued,), recipes = view.backlog_page(txn, 0, 8)
-    assert queued.continues
-    assert queued.history is not None
-    assert [c.index for c in queued.history.candidates] == [0]
-    assert recipes == {RECIPE.fingerprint: RECIPE}
+        (queued,) = view.backlog_page(txn, 0, 8)
+        found = view.content_found(txn, 1, sha("cat"), image)
+    assert queued.started
+    assert found.owner is None
+    assert found.history is not None
+    assert [c.index for c in found.history.candidates] == [0]
+    assert found.recipe == RECIPE
     hub.take(0)
     assert (hub.record(A).status, hub.record(A).starts) == (ACTIVE, 2)
 
@@ -307,13 +310,14 @@ def test_retry_of_a_failed_image_keeps_its_answers_and_drops_its_failures(hub: T
         assert view.find_images(txn, b"", "failed") == (image,)
     hub.retry(0)
     with hub.store.reading() as txn:
-        (queued,), _ = view.backlog_page(txn, 0, 8)
+        (queued,) = view.backlog_page(txn, 0, 8)
+        found = view.content_found(txn, 1, sha("cat"), image)
         assert txn.stats().sample_failures == txn.stats().grading_failures == 0
     assert queued.status == QUEUED
-    assert not queued.continues, "it is finished on today's settings"
-    assert queued.history is not None
-    assert [c.index for c in queued.history.candidates] == [0]
-    assert queued.history.failed_samples == queued.history.failed_grades == ()
+    assert found.recipe is None, "it is finished on today's settings"
+    assert found.history is not None
+    assert [c.index for c in found.history.candidates] == [0]
+    assert found.history.failed_samples == found.history.failed_grades == ()
     assert hub.record(A).filed == ""
     hub.take(0)
     hub.say(f.CandidateGraded(image=image, grade=grade(0, 85.0)))
@@ -351,11 +355,11 @@ def test_a_retry_during_a_check_is_not_lost(hub: Teller) -> None:
     work_off(hub, score=10.0)
     hub.put(A, "cat")
     with hub.store.reading() as txn:
-        (checking,), _ = view.backlog_page(txn, 0, 8)
+        (checking,) = view.backlog_page(txn, 0, 8)
     hub.retry(0)
     hub.prepare(checking)  # the hub still thinks of it as a mere check
     with hub.store.reading() as txn:
-        (again,), _ = view.backlog_page(txn, checking.queue_seq, 8)
+        (again,) = view.backlog_page(txn, checking.queue_seq, 8)
     assert again.status == QUEUED
     hub.prepare(again)
     assert hub.record(A).status == ACTIVE
@@ -421,7 +425,7 @@ def test_crashes_are_counted_and_a_retry_forgives_them(hub: Teller) -> None:
     hub.restart(0)
     hub.crash(0)
     with hub.store.reading() as txn:
-        assert view.backlog_page(txn, 0, 1)[0][0].crashes == 4
+        assert view.backlog_page(txn, 0, 1)[0].crashes == 4
     hub.take(0)
     hub.retry(0)
     assert hub.record(A).crashes == 0
@@ -446,7 +450,7 @@ def test_questions_of_the_watcher(hub: Teller) -> None:
         assert view.pending_paths(txn, 3, 8) == ()
         assert view.content_owner(txn, sha("cat")) == image_id(A, 0)
         assert view.content_owner(txn, sha("owl")) is None
-        assert [q.path for q in view.backlog_page(txn, 1, 1)[0]] == [B]
+        assert [q.path for q in view.backlog_page(txn, 1, 1)] == [B]
 
 
 def test_profiles_and_recovery(hub: Teller) -> None:
@@ -648,7 +652,7 @@ def test_a_full_disk_is_an_os_error_and_nothing_changes(tmp_path: Path) -> None:
         before = dump(store)
         ballast = disk / "ballast"
         fill_up(ballast)
-        with pytest.raises(OSError, match="state"):
+        with pytest.raises(StateRefused):
             fill(store, 50, 4000)
         assert dump(store) == before
         ballast.unlink()
@@ -673,3 +677,49 @@ def test_facts_of_an_older_life_do_not_hide_those_of_a_new_one(store: Store) -> 
     assert stats("one", 5, A) == 1
     assert stats("two", 1, B) == 2
     assert stats("two", 1, C) == 2, "said before"
+
+
+def test_a_file_that_changes_while_it_is_queued_is_looked_at_again(hub: Teller) -> None:
+    hub.put(A, "cat")
+    with hub.store.reading() as txn:
+        (queued,) = view.backlog_page(txn, 0, 8)
+    hub.put(A, "dog")  # after its bytes were read, before it is started
+    hub.files[A] = "cat"
+    hub.prepare(queued)
+    hub.files[A] = "dog"
+    assert hub.record(A).sha256 == sha("cat")
+    hub.settle_all()
+    assert hub.record(A).sha256 == sha("dog")
+
+
+def test_a_duplicate_of_bytes_that_nobody_has_any_more_is_taken_up_itself(hub: Teller) -> None:
+    hub.put(A, "cat")
+    hub.settle_all()
+    copy = hub.put(B, "cat").image
+    with hub.store.reading() as txn:
+        (queued,) = view.backlog_page(txn, 0, 8)
+        owner = view.content_owner(txn, sha("cat"))
+    assert owner is not None
+    hub.put(A, "dog")
+    hub.take(1)  # the owner is replaced before the duplicate is said
+    hub.aside(queued, "duplicate", "same_content", sha256=sha("cat"), of=owner, info=info_of("cat"))
+    assert (hub.record(B).image, hub.record(B).status) == (copy, QUEUED)
+    hub.settle_all()
+    assert hub.record(B).starts == 1
+
+
+def test_a_new_version_that_goes_before_its_decision_takes_the_old_file_along(hub: Teller) -> None:
+    hub.put(A, "cat")
+    hub.settle_all()
+    hub.put(A, "dog")
+    hub.take(0)
+    before = outbox(hub)
+    hub.gone(0)
+    assert (hub.record(A).status, hub.record(A).filed) == (WITHDRAWN, "")
+    assert outbox(hub)[len(before) :] == [(hub.record(A).image, "")]
+
+
+def outbox(hub: Teller) -> list[tuple[str, str]]:
+    with hub.store.reading() as txn:
+        rows = [decode(OutboxRecord, value) for _, value in txn.scan("outbox")]
+    return [(row.image, row.destination) for row in rows]

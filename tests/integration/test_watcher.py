@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import threading
@@ -233,3 +234,11 @@ def test_once_with_a_limit_takes_the_first_paths(watch: Make, tmp_path: Path) ->
     hub = watch(QUICK, once=True, limit=3)
     wait_for(hub.done.is_set, "the end of the scan")
     assert sorted(hub.ready) == [b"0.png", b"1.png", b"2.png"]
+
+
+def test_the_folder_is_scanned_again_when_the_kernel_dropped_events(watch: Make) -> None:
+    hub = watch()
+    first = hub.watcher.scanned_at
+    # watchdog's own words; that the kernel drops events for real is in test_hostile.py's burst
+    logging.getLogger("watchdog.observers.inotify_c").warning("Inotify queue overflowed")
+    wait_for(lambda: hub.watcher.scanned_at != first, "the second scan")

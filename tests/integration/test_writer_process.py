@@ -18,7 +18,7 @@ import msgspec
 import pytest
 
 from rsd import facts as f
-from rsd.files import TEMPORARY, InstanceLock, holding, result_name
+from rsd.files import TEMPORARY, InstanceLock, holding
 from rsd.messages import (
     BacklogPage,
     Close,
@@ -44,6 +44,7 @@ from rsd.messages import (
     WriterUp,
     from_writer_decoder,
 )
+from rsd.names import result_name
 from rsd.queues import WorkQueue
 from rsd.vocabulary import image_id
 from rsd.writer import process
@@ -361,7 +362,7 @@ def test_questions_are_answered_in_their_order_after_the_facts_before_them(hub: 
     hub.start()
     hub.wait(WriterUp)
     hub.say(*decided(A, "cat", 10.0))
-    hub.pipe.put(FindContent(query=1, sha256=sha("cat")))
+    hub.pipe.put(FindContent(query=1, sha256=sha("cat"), image="00" * 16))
     hub.pipe.put(FindImages(query=2, status="low"))
     enrolled = f.ImageEnrolled(path=B, size=2, mtime_ns=2, time=4.0)
     hub.say(f.Numbered(seq=7, fact=enrolled))
@@ -374,7 +375,9 @@ def test_questions_are_answered_in_their_order_after_the_facts_before_them(hub: 
     hub.pipe.put(ComparePaths(query=5, files=(known, other)))
     hub.pipe.put(Ping(query=6))
     mine = image_id(A, 0)
-    assert hub.wait(ContentFound) == ContentFound(query=1, sha256=sha("cat"), owner=mine)
+    assert hub.wait(ContentFound) == ContentFound(
+        query=1, sha256=sha("cat"), image="00" * 16, owner=mine
+    )
     assert hub.wait(ImagesFound) == ImagesFound(query=2, images=(mine,))
     assert [q.path for q in hub.wait(BacklogPage, lambda p: p.query == 3).images] == [B]
     assert hub.wait(PendingListed) == PendingListed(query=4, paths=((2, B),))

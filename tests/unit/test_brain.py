@@ -9,8 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rsd.errors import ErrorClass
+from rsd.hub.events import Tick
 from rsd.messages import Generate, Judge, Prepare, Probe
-from rsd.vocabulary import CallError, Recipe
+from rsd.vocabulary import SPOOL_REFUSED, CallError, Recipe
 from tests.unit.world import World, policy, recipe, transient
 
 RECIPES = [
@@ -202,3 +203,42 @@ def test_the_slower_grader_sets_the_pace() -> None:
             break
         world.step()
     assert len(world.store.decided) == 500
+
+
+def test_a_disk_that_takes_no_pictures_is_held_against_none() -> None:
+    full = CallError(error=ErrorClass.TRANSIENT, message="No space left", reason=SPOOL_REFUSED)
+    said: set[str] = set()
+
+    def trouble(task: object, now: float) -> CallError | None:
+        said.add(world.brain.intake.refused)
+        return full if isinstance(task, Prepare) and now < 300 else None
+
+    world = World(random.Random(5), policy(max_attempts=1), trouble)
+    world.run(PATHS)
+    assert said >= {"", "No space left"}
+    assert world.now > 300
+    assert results(world) == results(undisturbed(recipe()))
+    assert {a.status for a in world.store.aside.values()} == {"duplicate"}
+    assert world.brain.intake.refused == ""
+
+
+def test_nothing_is_lent_while_the_writer_cannot_write() -> None:
+    world = World(random.Random(6), policy())
+    world.open(PATHS)
+    for _ in range(30):
+        world.step()
+    world.think(Tick(blocked=True))
+    for leases in world.leases.values():
+        leases.clear()
+    for _ in range(50):
+        world.now += 1
+        world.think(Tick(blocked=True))
+        if world.facts:
+            world.commit(len(world.facts))
+        if world.questions:
+            world.reply()
+    lent = [task for leases in world.leases.values() for task in leases.values()]
+    assert all(isinstance(task, Probe) for task in lent)
+    world.think(Tick(blocked=False))
+    lent = [task for leases in world.leases.values() for task in leases.values()]
+    assert any(isinstance(task, Prepare | Generate) for task in lent)

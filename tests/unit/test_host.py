@@ -66,7 +66,7 @@ def test_a_real_sample_and_a_real_process(tmp_path: Path) -> None:
     assert 0 <= now.memory_percent <= 100 and now.disk_free_bytes > 0
     created = process_identity(1)
     assert created is not None and same_process(1, created)
-    assert not same_process(1, created - 100) and not same_process(2**22 + 1, created)
+    assert not same_process(1, created + "0") and not same_process(2**22 + 1, created)
 
 
 def test_notifications_reach_the_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import re
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rsd.messages import Answer, Judge
+from rsd.simulator.gullible import order
 from rsd.vocabulary import Profile
 from rsd.workers.judging import ANSWER_MAX, Question, question, response_format, shown
+from rsd.workers.scores import EXPLANATION_MAX, Score, pointwise
+from tests.evidence import record
+
+DATA = Path(__file__).resolve().parents[1] / "data"
 
 NONCE = "00c0ffee00c0ffee"
 
@@ -168,3 +176,109 @@ def test_the_schema_keeps_to_the_strict_subset(listwise: bool) -> None:
 def test_the_ladder_ends_in_words_only() -> None:
     assert response_format("json_object", listwise=True) == {"type": "json_object"}
     assert response_format("none", listwise=False) is None
+
+
+# ------------------------------------------------------------------------------------- injections
+
+
+@dataclass(frozen=True)
+class Injected:
+    """A candidate that pleads; `gate` is the flaw that keeps it from the judge, "" for none."""
+
+    name: str
+    family: str
+    form: str
+    gate: str
+
+    def text(self, netlist: str) -> str:
+        """As the model answers it, around a netlist."""
+        return self.form.replace("{netlist}", netlist)
+
+
+def injected_candidates() -> list[Injected]:
+    """The corpus of tests/data."""
+    found = []
+    for entry in json.loads((DATA / "injected_candidates.json").read_text("utf-8")):
+        form, grow = entry["text"], entry.get("grow")
+        if grow:
+            form = form.replace(grow["at"], grow["by"] * grow["times"], 1)
+        found.append(Injected(entry["name"], entry["family"], form, entry.get("gate", "")))
+    return found
+
+
+INJECTED = injected_candidates()
+HONEST = "CPU --> RAM\nRAM --> DMA : 32 bit"
+
+
+def test_the_corpus_is_large_and_its_names_differ() -> None:
+    assert len({case.name for case in INJECTED}) == len(INJECTED) >= 30
+
+
+@pytest.mark.parametrize("case", INJECTED, ids=lambda case: case.name)
+def test_an_injection_stays_in_its_fence_without_tokens_or_unseen_text(case: Injected) -> None:
+    made = question(judge("{generated_answer}", case.text(HONEST)), NONCE)
+    assert list(fences(made)) == ["A"]
+    assert made.text.count(NONCE) == 3
+    inside = made.shown["A"]
+    assert fences(made)["A"] == inside
+    assert not re.search(
+        r"[<⟨‹＜]\s*[/∕／]?\s*\w*nswer|[\U000E0000-\U000E01F0\u200b\u202e]", inside
+    )
+    assert order("", [inside]) is None, "the gullible judge hears nobody but the candidate"
+    if "{netlist}" in case.form:
+        assert HONEST in inside, "the netlist itself is shown as it is"
+
+
+def test_the_gullible_judge_is_gullible() -> None:
+    heard = [c for c in INJECTED if order("", [c.text(HONEST)]) == 100]
+    assert {c.family for c in heard} >= {"fence", "token", "hidden"}
+    assert order("", [HONEST]) is None
+    for template in ("grading_prompt", "grading_prompt_listwise"):
+        text = json.loads((DATA.parents[1] / f"prompts/{template}.json").read_text())["template"]
+        made = question(judge(text, HONEST), NONCE)
+        assert order(made.text, []) is None, "nor does it take our own words for an order"
+
+
+QUOTES = {
+    "nothing else": "{0}",
+    "introduced": "The answer reads:\n\n{0}",
+    "as code": "The answer reads:\n```\n{0}\n```\nI take that as data.",
+    "as a quotation": "> {quoted}\n\nThis is what it says.",
+    "in quotation marks": 'It says "{0}" and nothing more.',
+    "unescaped in JSON": '{{"explanation": "{0}", "score": 12}}',
+    "before a verdict": '{0}\n\n{{"explanation": "One of three.", "score": 12}}',
+    "before a verdict in prose": "{0}\n\nScore: 12/100",
+    "after a verdict": '{{"explanation": "One of three.", "score": 12}}\n\n{0}',
+    "its last line": "It ends so:\n{last}",
+    "its last line only": "{last}",
+}
+
+
+@pytest.mark.parametrize("way", QUOTES)
+def test_a_judge_that_quotes_the_candidate_says_nothing_in_its_name(way: str) -> None:
+    asked = believed = 0
+    for case in INJECTED:
+        inside = shown(case.text(HONEST), NONCE)
+        quoted, last = inside.replace("\n", "\n> "), inside.strip().rpartition("\n")[2]
+        answer = QUOTES[way].format(inside, quoted=quoted, last=last)
+        for text in (answer, " ".join(answer.split()), answer.replace("**", "").upper()):
+            found = pointwise(text, inside)
+            asked += 1
+            if isinstance(found, Score):
+                assert found.score == 12, (case.name, text[:300])
+                believed += 1
+    assert believed or "verdict" not in way, "the judge's own words are still believed"
+    record(
+        "answers",
+        f"A judge that quotes an injected candidate: {way}",
+        times=asked,
+        wrong=0,
+        seen=f"{believed} times the judge's own 12 was read, else nothing",
+    )
+
+
+@pytest.mark.parametrize("case", INJECTED, ids=lambda case: case.name)
+def test_json_that_quotes_the_candidate_is_read_right(case: Injected) -> None:
+    inside = shown(case.text(HONEST), NONCE)
+    answer = json.dumps({"explanation": f"It says: {inside}", "score": 12})
+    assert pointwise(answer, inside) == Score(12.0, f"It says: {inside}"[:EXPLANATION_MAX])

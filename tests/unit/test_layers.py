@@ -14,22 +14,25 @@ HOME = Path(__file__).resolve().parents[2]
 HEIGHT = {
     "__init__": 0,
     "errors": 0,
-    "files": 0,
-    "pointers": 1,
-    "settings": 1,
-    "vocabulary": 1,
-    "config": 2,
-    "profiles": 2,
-    "facts": 2,
-    "messages": 3,
-    "logs": 4,
-    "queues": 4,
-    "simulator": 4,
-    "workers": 5,
-    "writer": 5,
-    "hub": 6,
-    "commands": 7,
-    "cli": 8,
+    "names": 0,
+    "redact": 0,
+    "signals": 0,
+    "files": 1,
+    "pointers": 2,
+    "settings": 2,
+    "vocabulary": 2,
+    "config": 3,
+    "profiles": 3,
+    "facts": 3,
+    "messages": 4,
+    "logs": 5,
+    "queues": 5,
+    "simulator": 5,
+    "workers": 6,
+    "writer": 6,
+    "hub": 7,
+    "commands": 8,
+    "cli": 9,
 }
 #: Who may import a folder at all, where that is narrower than "everything above".
 ONLY_FROM = {
@@ -66,7 +69,7 @@ PURE_LIBRARIES = {
     "types",
     "typing",
 }
-PURE_GROUND = {"errors", "facts", "messages", "profiles", "vocabulary"}
+PURE_GROUND = {"errors", "facts", "names", "messages", "profiles", "vocabulary"}
 #: Builtins that reach out of the process.
 IMPURE_CALLS = {"open", "print", "input", "exec", "eval", "__import__"}
 

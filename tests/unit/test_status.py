@@ -97,7 +97,7 @@ def live(**fields: Any) -> dict[str, Any]:
         "running": True,
         "pid": os.getpid(),
         "created": process_identity(os.getpid()),
-        "written": NOW,
+        "written_monotonic": NOW,
         "health": "ok",
         "reasons": [],
         "image_dir": "/images",
@@ -140,7 +140,7 @@ def test_a_living_daemon_that_writes_nothing_is_degraded(tmp_path: Path) -> None
     assert status.code_of(document) == 1
 
 
-@pytest.mark.parametrize("who", [{"pid": 2**22 + 1}, {"created": 1.0}, {"created": None}])
+@pytest.mark.parametrize("who", [{"pid": 2**22 + 1}, {"created": "boot/1"}, {"created": None}])
 def test_a_dead_or_recycled_pid_is_not_the_daemon(tmp_path: Path, who: dict[str, Any]) -> None:
     make_store(tmp_path, images=4, failed=2)
     write_live(tmp_path, cost=1.5, **who)
@@ -244,7 +244,7 @@ def test_running_daemons_are_found_by_their_pointers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = []
-    for name, created in (("a", process_identity(os.getpid())), ("b", 1.0)):
+    for name, created in (("a", process_identity(os.getpid())), ("b", "boot/1")):
         make_store(tmp_path / name, images=1, failed=0)
         pointer = Pointer(
             pid=os.getpid(),
@@ -254,11 +254,11 @@ def test_running_daemons_are_found_by_their_pointers(
             output_dir="/o",
         )
         made.append(write_pointer(pointer))
-    gone = Pointer(pid=1, created=1.0, state_dir="/gone/away", image_dir="", output_dir="")
+    gone = Pointer(pid=1, created="boot/1", state_dir="/gone/away", image_dir="", output_dir="")
     write_pointer(gone)
     (tmp_path / "run" / "junk.json").write_text("{")
     assert len(find_pointers()) == 3
-    write_live(tmp_path / "a", written=NOW * 2)
+    write_live(tmp_path / "a", written_monotonic=NOW * 2)
     assert cli.main(["status", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["state_dir"] is None, "the one that lives"
     remove_pointer(made[0])
@@ -272,7 +272,9 @@ def test_several_running_daemons_are_listed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, health in (("a", "ok"), ("b", "degraded")):
-        write_live(tmp_path / name, written=NOW * 2, health=health, image_dir=f"/from-{name}")
+        write_live(
+            tmp_path / name, written_monotonic=NOW * 2, health=health, image_dir=f"/from-{name}"
+        )
         write_pointer(
             Pointer(
                 pid=os.getpid(),
@@ -293,7 +295,7 @@ def test_several_running_daemons_are_listed(
 def test_a_pointer_goes_where_it_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RSD_RUNTIME_DIR")
     monkeypatch.setenv("RUNTIME_DIRECTORY", f"{tmp_path}/first:{tmp_path}/second")
-    pointer = Pointer(pid=7, created=2.0, state_dir="/s", image_dir="/i", output_dir="/o")
+    pointer = Pointer(pid=7, created="boot/2", state_dir="/s", image_dir="/i", output_dir="/o")
     (tmp_path / "first").write_text("a file, no folder")
     path = write_pointer(pointer)
     assert path is not None
@@ -326,7 +328,7 @@ def test_the_screen_says_what_is_wrong(capsys: pytest.CaptureFixture[str], tmp_p
     }
     write_live(
         tmp_path,
-        written=NOW * 2,
+        written_monotonic=NOW * 2,
         health="degraded",
         reasons=["grader out of credit"],
         endpoints=[endpoint],

@@ -296,7 +296,10 @@ class World:
             self.think(BacklogPage(query=query.query, images=tuple(rows)))
         elif isinstance(query, FindContent):
             owner = self.store.owners.get(query.sha256)
-            self.think(ContentFound(query=query.query, sha256=query.sha256, owner=owner))
+            asker = query.image
+            self.think(
+                ContentFound(query=query.query, sha256=query.sha256, image=asker, owner=owner)
+            )
 
     def work(self, lease: int, task: object):
         error = self.trouble(task, self.now)

@@ -1,0 +1,539 @@
+"""What the benchmarks share: pictures, the simulator, the three clients, figures, tables.
+
+A client is a process of its own (rsd with all its children); its CPU time and the bytes that it
+wrote are what the kernel says when it is reaped, children included. Busy places are counted by the
+simulator, which runs on the same machine as the client: ratios within one run are what counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import random
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+HOME = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(HOME))
+
+from rich.console import Console  # noqa: E402
+from rich.table import Table  # noqa: E402
+
+from rsd.vocabulary import seed_base  # noqa: E402
+
+CLIENTS = ("rsd", "aiohttp", "openai")
+PARAMS = {
+    "temperature": 0.7,
+    "top_p": 0.9,
+    "top_k": 40,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "max_tokens": 2048,
+}
+#: Share of a run at either end that does not count for the busy places.
+EDGE = 0.1
+_TICK = os.sysconf("SC_CLK_TCK")
+
+# ------------------------------------------------------------------------------------- pictures
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    body = kind + data
+    return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+
+def png(width: int, height: int, noise_rows: int, seed: int, level: int = 1) -> bytes:
+    """A white RGB page with a band of noise, which makes the file big: no other seed gives it."""
+    row = b"\x00" + b"\xff" * (3 * width)
+    noise = random.Random(seed).randbytes(noise_rows * (3 * width + 1))
+    band = bytearray(noise)
+    band[:: 3 * width + 1] = bytes(noise_rows)  # the filter byte of each row
+    rows = bytes(band) + row * (height - noise_rows)
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"".join(
+        (
+            b"\x89PNG\r\n\x1a\n",
+            _chunk(b"IHDR", head),
+            _chunk(b"IDAT", zlib.compress(rows, level)),
+            _chunk(b"IEND", b""),
+        )
+    )
+
+
+def make_pictures(folder: Path, count: int, kilobytes: int) -> list[Path]:
+    """Distinct pages of about so many kilobytes, 1024 x 768 or, above 1 MB, 1600 x 1200."""
+    folder.mkdir(parents=True, exist_ok=True)
+    width, height = (1024, 768) if kilobytes <= 1000 else (1600, 1200)
+    rows = max(1, kilobytes * 1000 // (3 * width))
+    made = []
+    for seed in range(count):
+        path = folder / f"p{seed:05d}.png"
+        if not path.exists():
+            path.write_bytes(png(width, height, rows, seed))
+        made.append(path)
+    return made
+
+
+# ------------------------------------------------------------------------------------ simulator
+
+
+class Simulator:
+    """`python -m rsd.simulator` as a process of its own."""
+
+    def __init__(self, *options: str) -> None:
+        self.options = options
+        self.ports = ("0", "0")
+        self.start()
+
+    def start(self) -> None:
+        """On the same ports as before, if there was a before."""
+        self.process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "rsd.simulator", "--no-image-decode"),
+                *("--port", self.ports[0], "--grader-port", self.ports[1], *self.options),
+            ],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=HOME,
+        )
+        assert self.process.stdout is not None
+        urls = json.loads(self.process.stdout.readline())
+        self.generator: str = urls["generator"]
+        self.grader: str = urls["grader"]
+        self.root = self.generator.removesuffix("/v1")
+        ports = [u.rpartition(":")[2].partition("/")[0] for u in (self.generator, self.grader)]
+        self.ports = (ports[0], ports[1])
+
+    def stop(self) -> None:
+        """End it, as an outage would."""
+        self.process.kill()
+        self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+    def ask(self, path: str, body: Any = None) -> Any:
+        """GET, or POST with a body."""
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"{self.root}/simulator/{path}", data=data)
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request) as answer:
+            return json.loads(answer.read())
+
+    def cpu(self) -> float:
+        """Seconds of CPU that it has used."""
+        words = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(words[11]) + int(words[12])) / _TICK
+
+
+@contextlib.contextmanager
+def simulator(*options: str) -> Iterator[Simulator]:
+    """A simulator for a block."""
+    running = Simulator(*options)
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
+# --------------------------------------------------------------------------------------- clients
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What is to be done, the same for every client."""
+
+    images: tuple[Path, ...]
+    candidates: int = 8  #: of an image
+    n: int = 1  #: answers of one generation request
+    gen_workers: int = 64  #: generation requests in flight
+    grade_workers: int = 64
+    listwise: bool = False
+
+    @property
+    def total(self) -> int:
+        """Candidates of all images."""
+        return len(self.images) * self.candidates
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What one client did."""
+
+    seconds: float  #: whole life of the process
+    served: float  #: from the first picture at a server to the last answer, by the simulator
+    busy: dict[str, float]  #: share of busy places in the middle of that time, by pool
+    ideal: float  #: seconds that the best possible schedule takes: work of the limiting pool/places
+    cpu: float  #: seconds, user and system, all processes
+    written: int  #: bytes, as the kernel accounts them when pages become dirty
+    spared: int  #: of them, those of files that were removed before they reached the disk
+    requests: int
+    strangers: float  #: cores that others used meanwhile
+    repeated: int  #: calls that were made twice
+    strings: int  #: distinct byte strings of the picture that was sent in most ways
+
+
+def grading_file(listwise: bool) -> Path:
+    """The project's own rubric."""
+    name = "grading_prompt_listwise.json" if listwise else "grading_prompt.json"
+    return HOME / "prompts" / name
+
+
+def prompt() -> str:
+    """The first of the project's own prompts."""
+    prompts = json.loads((HOME / "prompts/generation_prompts.json").read_text())
+    return str(next(iter(prompts.values())))
+
+
+def job(folder: Path, sim: Simulator, work: Work) -> Path:
+    """What a script reads; the seeds are those that rsd draws with, so that the simulator takes
+    the same time for each answer.
+    """
+    images = [
+        {
+            "path": str(path),
+            "seed": seed_base(0, hashlib.sha256(path.read_bytes()).hexdigest()),
+        }
+        for path in work.images
+    ]
+    file = folder / "job.json"
+    file.write_text(
+        json.dumps(
+            {
+                "generator": sim.generator,
+                "grader": sim.grader,
+                "model": "simulated-vlm",
+                "grading_model": "o4-mini",
+                "images": images,
+                "prompt": prompt(),
+                "template": json.loads(grading_file(work.listwise).read_text())["template"],
+                "params": PARAMS,
+                "candidates": work.candidates,
+                "n": work.n,
+                "gen_workers": work.gen_workers,
+                "grade_workers": work.grade_workers,
+                "listwise": work.listwise,
+                "output": str(folder / "results.jsonl"),
+            }
+        )
+    )
+    return file
+
+
+def clean_environment(**more: str) -> dict[str, str]:
+    """Ours, without settings of rsd and proxies."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith("RSD_")}
+    return env | {"NO_PROXY": "127.0.0.1,localhost"} | more
+
+
+def rsd_command(
+    folder: Path, urls: tuple[list[str], list[str]], work: Work, *words: str
+) -> tuple[list[str], dict[str, str]]:
+    """Command and environment of `run`. The images are those of one folder."""
+    prompts = folder / "prompts.json"
+    prompts.write_text(json.dumps({"prompt1": prompt()}))
+    flags = ["--image-dir", str(work.images[0].parent), "--output-dir", str(folder / "output")]
+    for name, found in zip(("--vllm-api", "--grading-api"), urls, strict=True):
+        for url in found:
+            flags += [name, url]
+    flags += ["--prompts", str(prompts), "--grading-prompt", str(grading_file(work.listwise))]
+    flags += ["--candidates", str(work.candidates), "--max-tokens", str(PARAMS["max_tokens"])]
+    flags += ["--temperature-range", str(PARAMS["temperature"])]
+    flags += ["--top-p-range", str(PARAMS["top_p"]), "--top-k-range", str(PARAMS["top_k"])]
+    flags += ["--gen-workers", str(work.gen_workers), "--grade-workers", str(work.grade_workers)]
+    env = clean_environment(
+        RSD_RUNTIME_DIR=str(folder / "run"),
+        RSD_WATCH_SETTLE_SECONDS="0.2",
+        RSD_THROTTLE_ENABLED="false",
+        RSD_GENERATION_MAX_N=str(work.n),
+        RSD_GRADING_LIST_SIZE=str(work.candidates),
+    )
+    return [sys.executable, str(HOME / "daemon.py"), "run", *words, *flags], env
+
+
+def command_of(
+    client: str, folder: Path, sim: Simulator, work: Work
+) -> tuple[list[str], dict[str, str]]:
+    """How a client is started."""
+    if client == "rsd":
+        return rsd_command(folder, ([sim.generator], [sim.grader]), work, "--once")
+    script = HOME / "benchmarks" / f"script_{client}.py"
+    return [sys.executable, str(script), str(job(folder, sim, work))], clean_environment()
+
+
+def _machine_cpu() -> float:
+    """Seconds of CPU that the whole machine has used."""
+    words = Path("/proc/stat").read_text().splitlines()[0].split()[1:]
+    user, nice, system, _, _, irq, softirq, steal = (int(w) for w in words[:8])
+    return (user + nice + system + irq + softirq + steal) / _TICK
+
+
+def _io() -> dict[str, int]:
+    """What this process and all that it has reaped did to the disk, in bytes."""
+    lines = (line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    return {name: int(value) for name, value in lines}
+
+
+def run(client: str, sim: Simulator, work: Work, places: tuple[int, int], home: Path) -> Run:
+    """One client from its start to its end; `places` of generator and grader. Its files are
+    removed. Raises RuntimeError when it fails or does not do the work.
+    """
+    with tempfile.TemporaryDirectory(dir=home) as name:
+        folder = Path(name)
+        command, env = command_of(client, folder, sim, work)
+        sim.ask("reset", {})
+        machine, before, io = _machine_cpu(), sim.cpu(), _io()
+        began = time.monotonic()
+        with (folder / "log").open("wb") as log:
+            process = subprocess.Popen(command, env=env, cwd=HOME, stdout=log, stderr=log)
+            _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.monotonic() - began
+        process.returncode = os.waitstatus_to_exitcode(status)
+        cpu = usage.ru_utime + usage.ru_stime
+        others = _machine_cpu() - machine - cpu - (sim.cpu() - before)
+        done = _io()
+        text = (folder / "log").read_text("utf-8", "replace")
+    if process.returncode != 0:
+        raise RuntimeError(f"{client} ended with {process.returncode}: {text[-2000:]}")
+    stats = sim.ask("stats")
+    made = stats["generator"]["calls"]["distinct"] + stats["generator"]["calls"]["repeated"]
+    if stats["generator"]["calls"]["distinct"] != work.total or made < work.total:
+        raise RuntimeError(f"{client} made {made} candidates, not {work.total}: {text[-2000:]}")
+    history = sim.ask("history")
+    served = history["grader"]["last"] - history["generator"]["first"]
+    return Run(
+        seconds=seconds,
+        served=served,
+        busy=_busy(history, places),
+        ideal=max(
+            stats[role]["busy_seconds"] / slots if slots else 0.0
+            for role, slots in zip(("generator", "grader"), places, strict=True)
+        ),
+        cpu=cpu,
+        written=done["write_bytes"] - io["write_bytes"],
+        spared=done["cancelled_write_bytes"] - io["cancelled_write_bytes"],
+        requests=stats["generator"]["answered"] + stats["grader"]["answered"],
+        strangers=max(0.0, others) / seconds,
+        repeated=made - work.total,
+        strings=max(stats[r]["byte_strings_per_image_max"] for r in ("generator", "grader")),
+    )
+
+
+def _busy(history: dict[str, Any], places: tuple[int, int]) -> dict[str, float]:
+    """Each pool in the middle of its own run: the grader begins and ends after the generator."""
+    found = {}
+    for role, slots in zip(("generator", "grader"), places, strict=True):
+        seen = history[role]
+        first, last = seen["first"], seen["last"]
+        if seen["began"] is None or not slots:
+            found[role] = 0.0
+            continue
+        low = first + EDGE * (last - first)
+        high = last - EDGE * (last - first)
+        step, began = seen["step"], seen["began"]
+        inside = [
+            level
+            for k, level in enumerate(seen["busy"])
+            if low <= began + k * step and began + (k + 1) * step <= high
+        ]
+        found[role] = sum(inside) / len(inside) / slots if inside else 0.0
+    return found
+
+
+def rounds(
+    clients: list[str],
+    count: int,
+    sim: Simulator,
+    work: Work,
+    places: tuple[int, int],
+    home: Path,
+) -> dict[str, list[Run]]:
+    """Several rounds, each with every client, in an order that rotates."""
+    found: dict[str, list[Run]] = {client: [] for client in clients}
+    for k in range(count):
+        turn = k % len(clients)
+        for client in clients[turn:] + clients[:turn]:
+            one = run(client, sim, work, places, home)
+            found[client].append(one)
+            say(
+                f"  round {k + 1} {client}: {one.seconds:.1f} s, served in {one.served:.1f} s, "
+                f"CPU {one.cpu:.1f} s, others {one.strangers:.2f} cores"
+            )
+    return found
+
+
+def median(runs: list[Run], name: str) -> float:
+    """The median of a figure over the rounds."""
+    return statistics.median(getattr(r, name) for r in runs)
+
+
+# ---------------------------------------------------------------------------- a running daemon
+
+
+def processes_of(pid: int) -> list[int]:
+    """A process and all below it."""
+    found, waiting = [], [pid]
+    while waiting:
+        one = waiting.pop()
+        found.append(one)
+        with contextlib.suppress(OSError):
+            for task in Path(f"/proc/{one}/task").iterdir():
+                waiting += [int(word) for word in (task / "children").read_text().split()]
+    return found
+
+
+def pss(pid: int) -> float:
+    """Proportional memory of a process in MB; 0 when it is gone."""
+    try:
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    except OSError:
+        return 0.0
+    line = next((x for x in text.splitlines() if x.startswith("Pss:")), "Pss: 0")
+    return int(line.split()[1]) / 1000
+
+
+def private(pid: int) -> float:
+    """Memory that only this process holds, in MB; 0 when it is gone."""
+    try:
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    except OSError:
+        return 0.0
+    wanted = ("Private_Clean:", "Private_Dirty:")
+    return sum(int(x.split()[1]) for x in text.splitlines() if x.startswith(wanted)) / 1000
+
+
+@dataclass
+class Daemon:
+    """`run` without `--once`, for figures that need a living daemon."""
+
+    folder: Path
+    urls: tuple[list[str], list[str]]
+    work: Work
+    more: dict[str, str] = field(default_factory=dict)
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start, or start again on the same state."""
+        command, env = rsd_command(self.folder, self.urls, self.work)
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                command, env=env | self.more, cwd=HOME, stdout=log, stderr=log
+            )
+
+    def stop(self) -> None:
+        """SIGTERM, and wait."""
+        assert self.process is not None
+        self.process.terminate()
+        try:
+            self.process.wait(timeout=90)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def kill(self) -> None:
+        """SIGKILL; harmless when it is gone."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+    def live(self) -> dict[str, Any]:
+        """The status document; {} while there is none of this process."""
+        try:
+            document = json.loads((self.folder / "output/state/live.json").read_bytes())
+        except (OSError, ValueError):
+            return {}
+        mine = self.process is not None and document["pid"] == self.process.pid
+        return document if mine else {}
+
+    def pid_of(self, role: str) -> int:
+        """Of the hub or the first child of a role."""
+        assert self.process is not None
+        if role == "hub":
+            return self.process.pid
+        return next(int(p["pid"]) for p in self.live()["processes"] if p["role"] == role)
+
+
+# ---------------------------------------------------------------------------------------- output
+
+
+def say(text: str) -> None:
+    """Progress, on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def machine() -> str:
+    """What it ran on, in a line."""
+    version = sys.version.split()[0]
+    return f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores (shared), Python {version}"
+
+
+class Report:
+    """Tables on the terminal, and as markdown in a file when one is asked for."""
+
+    def __init__(self, title: str, args: argparse.Namespace) -> None:
+        self._file: Path | None = args.markdown
+        words = [w for w in sys.argv[1:] if not w.startswith("--markdown")]
+        if args.markdown is not None:
+            words = [w for w in words if w != str(args.markdown)]
+        command = " ".join(["python", "benchmarks/" + Path(sys.argv[0]).name, *words])
+        self._lines = [f"## {title}", "", f"{machine()}; `{command}`", ""]
+
+    def table(self, columns: list[str], rows: list[list[str]], note: str = "") -> None:
+        """One table; the first column is text, the others are figures."""
+        table = Table(*columns)
+        for k in range(1, len(columns)):
+            table.columns[k].justify = "right"
+        for row in rows:
+            table.add_row(*row)
+        console = Console(width=max(130, Console().width))
+        console.print(table)
+        if note:
+            console.print(note)
+        self._lines.append("| " + " | ".join(columns) + " |")
+        self._lines.append("|---|" + "---:|" * (len(columns) - 1))
+        self._lines += ["| " + " | ".join(row) + " |" for row in rows]
+        self._lines += ["", note, ""] if note else [""]
+
+    def close(self) -> None:
+        """Write the file."""
+        if self._file is not None:
+            self._file.write_text("\n".join(self._lines))
+
+
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """The options that every benchmark has."""
+    made = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--markdown", type=Path, metavar="FILE", help="the tables as markdown")
+    made.add_argument("--rounds", type=int, default=3, help="rounds, each with every client (3)")
+    made.add_argument(
+        "--clients", nargs="+", choices=CLIENTS, default=list(CLIENTS), help="default: all"
+    )
+    made.add_argument("--scale", type=float, default=1.0, help="share of the images (1.0)")
+    return made
+
+
+@contextlib.contextmanager
+def workspace() -> Iterator[Path]:
+    """A folder that is removed afterwards; TMPDIR says where."""
+    with tempfile.TemporaryDirectory(prefix="rsd-bench-") as name:
+        yield Path(name)
+
+
+def strangers(found: dict[str, list[Run]]) -> str:
+    """How loaded the machine was by others."""
+    all_runs = [r for runs in found.values() for r in runs]
+    seen = [r.strangers for r in all_runs]
+    return f"others used {statistics.median(seen):.2f} cores (at most {max(seen):.2f})"

@@ -1,0 +1,636 @@
+"""The brain as a state machine: hypothesis chooses what happens next, in any order.
+
+The brain, the scribe and the store are the real ones; only the processes around them are played,
+so that every loss, repetition and delay is possible between any two steps. After each step the
+invariants of `Hub.check` hold; at the end the disturbance stops and every image must come to the
+end that its bytes deserve, with the winner of an undisturbed run.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+import shutil
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from rsd.errors import ErrorClass
+from rsd.facts import ImageEnrolled, ImageGone, ImageRetried, Numbered
+from rsd.hub import events
+from rsd.hub.brain import Brain
+from rsd.hub.events import Ask, Assign, KillWorker, Persist
+from rsd.hub.scribe import Scribe
+from rsd.messages import (
+    BacklogPage,
+    Committed,
+    Completion,
+    Decoding,
+    Failed,
+    FindContent,
+    Generate,
+    Generated,
+    Graded,
+    Judge,
+    Judgement,
+    Open,
+    Prepare,
+    Prepared,
+    Probe,
+    Probed,
+    ReadBacklog,
+    SummaryConfig,
+)
+from rsd.vocabulary import CallError, Recipe, Usage, path_key
+from rsd.writer import view
+from rsd.writer.apply import Application
+from rsd.writer.records import (
+    ACTIVE,
+    DUPLICATE,
+    FAILED,
+    HIGH,
+    LOW,
+    QUEUED,
+    WITHDRAWN,
+    PathRecord,
+    key32,
+)
+from rsd.writer.store import Store, Transaction
+from tests.histories import dump, info_of, recount, sha
+from tests.unit.world import answer, policy, recipe, score, transient
+
+PATHS = (b"a.png", b"b.png", b"deep/c.png", b"\xff.png", b"e.png")
+#: Contents of files; `broken` cannot be decoded.
+CONTENTS = ("cat", "dog", "owl", "broken")
+small = functools.partial(recipe, top_ps=(0.9,), top_ks=(40,))
+RECIPES = (
+    small(candidates=2),
+    small(candidates=4, repeats=2),
+    small(stop_score=80.0, candidates=5),
+    small(grading_template="score {candidate_answers}", candidates=5, list_size=3),
+    small(prompts={"p1": "one"}, temperatures=(1.0,), candidates=4),
+)
+#: Errors that pass and consume nothing, however often they come.
+PASSING = (
+    transient(),
+    CallError(error=ErrorClass.RATE_LIMITED, message="busy", retry_after=2.0),
+    CallError(error=ErrorClass.QUOTA, message="no credit", reason="quota"),
+    CallError(error=ErrorClass.MISCONFIGURED, message="key", reason="unauthorized"),
+)
+#: Errors that end a candidate or a grade.
+LASTING = (
+    CallError(error=ErrorClass.REFUSED, message="no", reason="refusal"),
+    CallError(error=ErrorClass.BAD_REPLY, message="?", reason="unparsable"),
+)
+FOLDER = next((p for p in (Path("/dev/shm"), Path("/tmp")) if p.is_dir()), None)
+
+
+@functools.cache
+def winners(which: int) -> dict[str, tuple[int | None, float | None]]:
+    """Content -> winner and score when nobody disturbs."""
+    machine = BrainMachine()
+    machine.begin(which)
+    for path, name in zip(PATHS, CONTENTS[:3], strict=False):
+        machine.write_file(path, name)
+    machine.run_out()
+    with machine.store.reading() as txn:
+        found = [view.image_at(txn, path) for path in PATHS[:3]]
+    machine.close()
+    return {r.sha256: (r.winner, r.score) for r in found if r is not None}
+
+
+class Hub:
+    """A hub without processes: the brain, the scribe, and what is on its way to the writer."""
+
+    def __init__(self, store: Store, with_recipe: Recipe, life: int) -> None:
+        self.store = store
+        self.life = f"life-{life}"
+        self.policy = policy(with_recipe, once=False, max_attempts=100_000)
+        self.brain = Brain(self.policy)
+        self.to_writer: list[msgspec.Struct] = []
+        summary = SummaryConfig(
+            image_dir="",
+            prompt_keys=(),
+            score_threshold=60.0,
+            temperature_range=(),
+            top_p_range=(),
+            top_k_range=(),
+        )
+        opening = Open(
+            state_dir="",
+            output_dir="",
+            life=self.life,
+            recover=True,
+            checkpoint_interval=1,
+            summary=summary,
+        )
+        self.scribe = Scribe(opening, self.to_writer.append)
+        self.leases: dict[str, dict[int, Any]] = {}
+        self.past: list[tuple[str, Any]] = []
+        self.now = 0.0
+        self.hired = 0
+        self.paid: set[tuple[str, int]] = set()  #: answers that came while their lease was open
+        with store.reading() as txn:
+            active = [view.recovered(txn, image) for image in view.active_images(txn)]
+            stats, profiles = txn.stats(), view.profiles(txn)
+        self.scribe.started(self.now)
+        for found in active:
+            assert found is not None, "an active image whose recipe is not stored"
+            self.think(found)
+        self.scribe.opened(stats)
+        self.think(events.Started(backlog_high=stats.backlog_high, profiles=profiles))
+        self.think(events.ScanDone(only=None))
+
+    def think(self, event: events.Event) -> None:
+        kills = []
+        for action in self.brain.handle(event, self.now, 1000.0 + self.now):
+            match action:
+                case Assign(worker=worker, lease=lease):
+                    self.leases[worker][lease.lease] = lease.task
+                    self.allowed(lease.task)
+                case Persist(seq=seq, fact=fact):
+                    self.scribe.fact(seq, fact)
+                case Ask(query=query):
+                    self.scribe.ask(query)
+                case KillWorker(worker=worker):
+                    kills.append(worker)
+        for worker in kills:
+            self.kill(worker)
+
+    def allowed(self, task: Any) -> None:
+        """No call is made for what has its answer, for a decided image or for an unsaved step."""
+        if not isinstance(task, Generate | Judge):
+            return
+        with self.store.reading() as txn:
+            record = view.image_record(txn, task.image)
+            assert record is not None, "a call for an image that the writer does not know"
+            seen = view.view(txn, record)
+        planned = {s.index for step in seen.steps for s in step.samples}
+        made = {c.index for c in seen.candidates}
+        if isinstance(task, Generate):
+            assert set(task.samples) <= planned, "a call for a step that is not durable"
+            assert not set(task.samples) & made, "a call for a candidate that is stored"
+        else:
+            graded = {(i, g.number) for i, grades in seen.grades.items() for g in grades}
+            assert any((a.index, a.number) not in graded for a in task.answers), "graded already"
+
+    def hire(self, role: str) -> None:
+        self.hired += 1
+        name = f"{role}-{self.hired}"
+        self.leases[name] = {}
+        self.think(events.WorkerUp(worker=name, role=role, slots=2))
+
+    def kill(self, worker: str) -> None:
+        self.past += [(worker, lease) for lease in self.leases.pop(worker)]
+        self.think(events.WorkerGone(worker=worker))
+
+    # ------------------------------------------------------------------------------- the writer
+
+    def write(self, messages: int, *, heard: bool = True) -> None:
+        """The writer takes so many messages; unheard, it dies before it can say what it did."""
+        taken, self.to_writer[:] = self.to_writer[:messages], self.to_writer[messages:]
+        facts = [m for m in taken if isinstance(m, Numbered)]
+        replies: list[msgspec.Struct] = []
+        if facts:
+
+            def work(txn: Transaction) -> None:
+                application = Application(txn, self.life)
+                for numbered in facts:
+                    application.apply(numbered)
+                application.finish()
+
+            self.store.write(work)
+            with self.store.reading() as txn:
+                replies.append(Committed(seq=facts[-1].seq, stats=txn.stats()))
+        for message in taken:
+            with self.store.reading() as txn:
+                match message:
+                    case ReadBacklog(query=query, after=after, count=count):
+                        page = view.backlog_page(txn, after, count)
+                        replies.append(BacklogPage(query=query, images=tuple(page)))
+                    case FindContent(query=query, sha256=content, image=image):
+                        replies.append(view.content_found(txn, query, content, image))
+        if heard:
+            for reply in replies:
+                self.hear(reply)
+        else:
+            self.writer_dies()
+
+    def hear(self, reply: Any) -> None:
+        if isinstance(reply, Committed):
+            self.scribe.committed(reply.seq, reply.stats)
+            self.think(reply)
+        elif self.scribe.answered(reply.query) is not None:
+            self.think(reply)
+
+    def writer_dies(self) -> None:
+        self.to_writer.clear()
+        self.scribe.gone()
+        self.scribe.started(self.now)
+        with self.store.reading() as txn:
+            stats = txn.stats()
+        self.scribe.opened(stats)
+
+    # ------------------------------------------------------------------------------- invariants
+
+    def check(self) -> None:
+        table = self.brain.dispatch.leases
+        for name, worker in table.workers.items():
+            assert len(worker.calls) <= worker.slots + 1, "more leases than slots + 1"
+            assert worker.calls | worker.prepares <= set(self.leases[name]), "a lease not sent"
+        for role in ("generate", "grade"):
+            for endpoint in self.brain.dispatch.of(role):
+                lent = [
+                    loan
+                    for loan in table.loans.values()
+                    if loan.item.endpoint == endpoint.url and loan.item.kind not in ("prepare",)
+                ]
+                calls = [loan for loan in lent if loan.item.kind != "probe"]
+                assert endpoint.in_flight == len(calls), "an endpoint's calls are miscounted"
+                assert endpoint.in_flight <= endpoint.cap, "more calls than the endpoint may have"
+                assert endpoint.probing == (len(lent) > len(calls)), "a probe is forgotten"
+        for loan in table.loans.values():
+            if loan.item.kind in ("generate", "judge"):
+                known = loan.item.image in self.brain.rounds.images
+                assert known or loan.item.image in self.brain.rounds.departed
+        assert len(self.brain.intake.window) <= 256
+        self.nothing_is_stuck()
+
+    def nothing_is_stuck(self) -> None:
+        """Every active image has a lease, queued or delayed work, or a message on its way."""
+        dispatch, rounds = self.brain.dispatch, self.brain.rounds
+        busy = {loan.item.image for loan in dispatch.leases.loans.values()}
+        for queue in dispatch.ready.values():
+            busy |= {work.image for work in queue}
+        busy |= {work.image for _, _, work in dispatch._delayed}
+        for image in rounds.images.values():
+            at_barrier = image.choosing
+            assert at_barrier or image.image in busy, f"nobody works on {image.path!r}"
+        for image in self.brain.intake.preparing:
+            assert image in busy, "nobody prepares an admitted image"
+
+
+class BrainMachine(RuleBasedStateMachine):
+    """Files come, change and go; workers, writer and hub die; servers fail; words get lost."""
+
+    @initialize(which=st.integers(0, len(RECIPES) - 1))
+    def begin(self, which: int) -> None:
+        self.folder = Path(tempfile.mkdtemp(dir=FOLDER))
+        self.store = Store(self.folder, map_size=1 << 26)
+        self.which = which
+        self.files: dict[bytes, str] = {}
+        self.mtime = 0
+        self.lives = 0
+        self.told: list[tuple[str, Numbered]] = []
+        self.touched: set[bytes] = set()  # retried, or met by an error that lasts
+        self.lasting: set[str] = set()
+        self.start()
+        for path, content in zip(PATHS, CONTENTS, strict=False):
+            self.write_file(path, content)
+        self.go_on(4, random.Random(which))
+
+    def start(self) -> None:
+        self.lives += 1
+        self.hub = Hub(self.store, RECIPES[self.which], self.lives)
+        for role in ("generate", "generate", "grade"):
+            self.hub.hire(role)
+
+    def teardown(self) -> None:
+        if not hasattr(self, "hub"):
+            return
+        try:
+            self.run_out()
+            recount(self.store)
+            self.everything_has_its_end()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        self.store.close()
+        shutil.rmtree(self.folder)
+
+    # ------------------------------------------------------------------------------------- files
+
+    @rule(path=st.sampled_from(PATHS), content=st.sampled_from(CONTENTS))
+    def write_file(self, path: bytes, content: str) -> None:
+        self.files[path] = content
+        self.mtime += 1
+        self.see(path)
+
+    @rule(path=st.sampled_from(PATHS))
+    def see(self, path: bytes) -> None:
+        """The watcher tells of a file, perhaps not for the first time."""
+        if path in self.files:
+            fact = ImageEnrolled(path=path, size=1, mtime_ns=self.mtime, time=0.0)
+            self.hub.think(events.FilesSeen(facts=(fact,)))
+
+    @rule(path=st.sampled_from(PATHS))
+    def remove(self, path: bytes) -> None:
+        if self.files.pop(path, None) is not None:
+            fact = ImageGone(path=path, time=0.0)
+            self.hub.think(events.PathsGone(facts=(fact,)))
+
+    @rule(path=st.sampled_from(PATHS), fresh=st.booleans())
+    def retry(self, path: bytes, fresh: bool) -> None:
+        with self.store.reading() as txn:
+            record = view.image_at(txn, path)
+        if record is not None:
+            self.touched.add(path)
+            fact = ImageRetried(image=record.image, fresh=fresh, time=0.0)
+            self.hub.think(events.RetryAsked(facts=(fact,)))
+
+    # ------------------------------------------------------------------------------------- time
+
+    @rule(seconds=st.sampled_from((0.1, 2.0, 40.0, 400.0, 1000.0)))
+    def time_passes(self, seconds: float) -> None:
+        self.hub.now += seconds
+        self.hub.think(events.Tick())
+
+    @rule(level=st.sampled_from(("normal", "reduced", "paused")))
+    def pressure(self, level: str) -> None:
+        self.hub.think(events.HostPressure(level=level))
+
+    # ------------------------------------------------------------------------------------ workers
+
+    def lent(self) -> list[tuple[str, int]]:
+        return [(w, lease) for w, held in self.hub.leases.items() for lease in held]
+
+    @rule(pick=st.integers(0, 99), times=st.integers(1, 12))
+    def work(self, pick: int, times: int) -> None:
+        for _ in range(times):
+            lent = self.lent()
+            if not lent:
+                return
+            worker, lease = lent[pick % len(lent)]
+            self.reply(worker, lease, self.done(lease, self.hub.leases[worker].pop(lease)))
+
+    @rule(steps=st.integers(1, 6), picks=st.randoms(use_true_random=False))
+    def go_on(self, steps: int, picks: random.Random) -> None:
+        """A while in which most things go well, so that the rest meets images in the middle."""
+        for _ in range(steps):
+            self.work(picks.randrange(100), picks.randint(1, 6))
+            if picks.random() < 0.1:
+                self.mishap(picks.randrange(100), picks.choice(PASSING))
+            self.time_passes(0.5)
+            self.hub.write(picks.randint(1, 12))
+
+    @rule(pick=st.integers(0, 99), error=st.sampled_from(PASSING))
+    def fail(self, pick: int, error: CallError) -> None:
+        self.mishap(pick, error)
+
+    @rule(pick=st.integers(0, 99), error=st.sampled_from(LASTING))
+    def fail_for_good(self, pick: int, error: CallError) -> None:
+        self.mishap(pick, error, (Generate, Judge))
+
+    def mishap(
+        self, pick: int, error: CallError, kinds: tuple[type, ...] = (Generate, Judge, Probe)
+    ) -> None:
+        calls = [(w, i) for w, i in self.lent() if isinstance(self.hub.leases[w][i], kinds)]
+        if calls:
+            worker, lease = calls[pick % len(calls)]
+            task = self.hub.leases[worker].pop(lease)
+            if error in LASTING and isinstance(task, Generate | Judge):
+                self.lasting.add(task.sha256)
+            self.reply(worker, lease, Failed(lease=lease, error=error))
+
+    @rule(pick=st.integers(0, 99))
+    def spool_is_missing(self, pick: int) -> None:
+        calls = [
+            (w, i) for w, i in self.lent() if isinstance(self.hub.leases[w][i], Generate | Judge)
+        ]
+        if calls:
+            worker, lease = calls[pick % len(calls)]
+            self.hub.leases[worker].pop(lease)
+            error = CallError(error=ErrorClass.BAD_IMAGE, message="gone", reason="spool_missing")
+            self.reply(worker, lease, Failed(lease=lease, error=error))
+
+    @rule(pick=st.integers(0, 99))
+    def lose_the_answer(self, pick: int) -> None:
+        """The call is made, its answer never arrives: the lease must run out."""
+        lent = self.lent()
+        if lent:
+            worker, lease = lent[pick % len(lent)]
+            self.hub.past.append((worker, lease))
+
+    @rule(pick=st.integers(0, 99))
+    def say_it_again(self, pick: int) -> None:
+        """A reply for a lease that has ended, of a living or a dead worker."""
+        if self.hub.past:
+            worker, lease = self.hub.past[pick % len(self.hub.past)]
+            if lease not in self.hub.leases.get(worker, {}):
+                error = CallError(error=ErrorClass.REFUSED, message="stale", reason="refusal")
+                reply = Failed(lease=lease, error=error)
+                self.hub.think(events.Replied(worker=worker, reply=reply))
+
+    @rule(pick=st.integers(0, 99), decoding=st.booleans())
+    def kill_a_worker(self, pick: int, decoding: bool) -> None:
+        names = sorted(self.hub.leases)
+        if not names:
+            return
+        name = names[pick % len(names)]
+        for lease, task in self.hub.leases[name].items():
+            if decoding and isinstance(task, Prepare):
+                self.touched.add(task.path)
+                reply = Decoding(lease=lease, image=task.image)
+                self.hub.think(events.Replied(worker=name, reply=reply))
+                break
+        self.hub.kill(name)
+
+    @rule(role=st.sampled_from(("generate", "grade")))
+    def hire(self, role: str) -> None:
+        if sum(name.startswith(role + "-") for name in self.hub.leases) < 3:
+            self.hub.hire(role)
+
+    def reply(self, worker: str, lease: int, reply: Any) -> None:
+        self.hub.past.append((worker, lease))
+        loan = self.hub.brain.dispatch.leases.loans.get(lease)
+        if isinstance(reply, Generated) and loan is not None and loan.worker == worker:
+            self.hub.paid |= {(loan.item.image, index) for index in loan.item.indices}
+        self.hub.now += 0.1
+        self.hub.think(events.Replied(worker=worker, reply=reply))
+
+    def done(self, lease: int, task: Any) -> Any:
+        """What a worker answers when all goes well."""
+        match task:
+            case Prepare(image=image, path=path):
+                content = self.files.get(path)
+                bad = functools.partial(CallError, error=ErrorClass.BAD_IMAGE, message="bad")
+                if content is None:
+                    return Failed(lease=lease, error=bad(reason="vanished"))
+                if content == "broken":
+                    return Failed(lease=lease, error=bad(reason="corrupt", sha256=sha(content)))
+                return Prepared(lease=lease, image=image, info=info_of(content))
+            case Probe(model=model):
+                return Probed(lease=lease, model=model, models=(model,))
+            case Generate():
+                texts = [answer(task, i, task.seed + k) for k, i in enumerate(task.samples)]
+                completions = tuple(Completion(content=t, finish_reason="stop") for t in texts)
+                n = len(texts)
+                return Generated(
+                    lease=lease,
+                    completions=completions,
+                    usage=Usage(input_tokens=10 * n, output_tokens=5 * n),
+                    seconds=0.5,
+                    model=task.model,
+                    timestamp=0.0,
+                )
+            case Judge():
+                judgements = tuple(
+                    Judgement(
+                        index=a.index,
+                        number=a.number,
+                        score=score(a.content, a.number),
+                        explanation="",
+                    )
+                    for a in task.answers
+                )
+                n = len(judgements)
+                return Graded(
+                    lease=lease,
+                    judgements=judgements,
+                    usage=Usage(input_tokens=20 * n, output_tokens=2 * n),
+                    seconds=0.25,
+                    model=task.model,
+                    timestamp=0.0,
+                )
+
+    # ------------------------------------------------------------------------- writer and hub
+
+    @rule(messages=st.integers(1, 40))
+    def writer_works(self, messages: int) -> None:
+        self.hub.write(messages)
+
+    @rule()
+    def writer_dies(self) -> None:
+        self.hub.writer_dies()
+
+    @rule(messages=st.integers(1, 40))
+    def writer_dies_unheard(self, messages: int) -> None:
+        self.hub.write(messages, heard=False)
+
+    @rule(messages=st.integers(1, 40))
+    def writer_applies_twice(self, messages: int) -> None:
+        """The same facts in the next transaction: nothing may change."""
+        said = [m for m in self.hub.to_writer[:messages] if isinstance(m, Numbered)]
+        self.hub.write(messages)
+        before = dump(self.store)
+        self.hub.to_writer[:0] = said
+        if said:
+            self.hub.write(len(said))
+        assert dump(self.store) == before, "a fact that comes twice counts twice"
+
+    @rule(chance=st.integers(0, 3))
+    def hub_dies(self, chance: int) -> None:
+        """What was not committed is lost; the folder is scanned again."""
+        if chance:
+            return
+        self.start()
+        for path in self.files:
+            self.see(path)
+        with self.store.reading() as txn:
+            for path in PATHS:
+                known = txn.load("paths", path_key(path), PathRecord)
+                if known is not None and not known.gone and path not in self.files:
+                    fact = ImageGone(path=path, time=0.0)
+                    self.hub.think(events.PathsGone(facts=(fact,)))
+
+    # ---------------------------------------------------------------------------------- checks
+
+    @invariant()
+    def holds(self) -> None:
+        if hasattr(self, "hub"):
+            self.hub.check()
+            with self.store.reading() as txn:
+                stats = txn.stats()
+                counted = Counter(status for status, *_ in self.classes(txn))
+            kept = (QUEUED, ACTIVE, HIGH, LOW, FAILED, DUPLICATE, WITHDRAWN)
+            assert stats.seen == sum(getattr(stats, name) for name in kept)
+            assert all(getattr(stats, name) == counted[name] for name in kept)
+
+    def classes(self, txn: Transaction) -> list[tuple[str, bytes, int]]:
+        found = []
+        for path in PATHS:
+            record = view.image_at(txn, path)
+            if record is not None:
+                found.append((record.status, path, record.version))
+        return found
+
+    def run_out(self) -> None:
+        """The disturbance stops: everything must end."""
+        self.hub.think(events.HostPressure(level="normal"))
+        for path in self.files:
+            self.see(path)
+        for name in ("generate", "grade"):
+            if not any(w.startswith(name + "-") for w in self.hub.leases):
+                self.hub.hire(name)
+        for _ in range(5_000):
+            if self.lent():
+                self.work(0, 50)
+            self.hub.write(200)
+            for worker in ("generate", "grade"):
+                if not any(w.startswith(worker + "-") for w in self.hub.leases):
+                    self.hub.hire(worker)
+            self.hub.now += 1.0
+            self.hub.think(events.Tick())
+            self.hub.check()
+            with self.store.reading() as txn:
+                stats, backlog = txn.stats(), txn.entries("backlog")
+            quiet = not (self.hub.to_writer or self.lent() or backlog)
+            if quiet and not stats.queued and not stats.active:
+                break
+        else:
+            raise AssertionError(f"not at an end: {self.hub.brain.rounds.images} {stats}")
+
+    def everything_has_its_end(self) -> None:
+        with self.store.reading() as txn:
+            found = {p: view.image_at(txn, p) for p in PATHS}
+            stored = {txn.get("candidates", key32(i, index)) for i, index in self.hub.paid}
+        assert None not in stored, "an answer that was paid for is lost"
+        holders: dict[str, list[str]] = {}
+        for path, content in self.files.items():
+            record = found[path]
+            assert record is not None, f"{path!r} is forgotten"
+            if record.status == FAILED and record.reason == "crashes_worker":
+                assert path in self.touched
+                continue
+            if content == "broken":
+                assert record.status == FAILED and record.reason == "corrupt"
+                continue
+            assert record.sha256 == sha(content), "the result is of other bytes"
+            holders.setdefault(content, []).append(record.status)
+            if record.status in (HIGH, LOW):
+                quality = "high" if (record.score or 0) >= 60 else "low"
+                assert (record.status == HIGH) == (quality == "high")
+                plain = record.sha256 not in self.lasting and path not in self.touched
+                if plain and record.allotment == 1:
+                    expected = winners(self.which)[record.sha256]
+                    assert (record.winner, record.score) == expected, "another winner"
+            elif record.status == FAILED:
+                assert record.sha256 in self.lasting, f"failed without a cause: {record.reason}"
+            else:
+                assert record.status == DUPLICATE, f"{path!r} ends as {record.status}"
+        for content, statuses in holders.items():
+            owners = [s for s in statuses if s in (HIGH, LOW)]
+            failed = statuses.count(FAILED)
+            assert len(owners) <= 1, f"two results for {content}"
+            elsewhere = any(
+                r is not None and r.sha256 == sha(content) and r.status in (HIGH, LOW)
+                for p, r in found.items()
+                if p not in self.files
+            )
+            assert owners or failed or elsewhere, f"no result for {content}"
+
+
+BrainMachine.TestCase.settings = settings(
+    max_examples=60,
+    stateful_step_count=60,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+TestBrainMachine = BrainMachine.TestCase
