@@ -174,6 +174,7 @@ def test_a_full_disk_under_the_state(
     )
 
 
+@pytest.mark.slow
 def test_a_full_disk_under_the_results(
     run: Callable[..., Run], expected: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -454,6 +455,7 @@ def slots(line: Run) -> int:
         reader.close()
 
 
+@pytest.mark.slow
 def test_a_table_full_of_dead_readers_refuses_nobody(run: Callable[..., Run]) -> None:
     line = run()
     line.begin()
