@@ -43,20 +43,26 @@ class Crew:
                 name = f"{WORDS[role]}-{self._serial}"
                 self._pool.add(name, role, self._mains[role], (name, threads), from_worker_decoder)
 
-    def tell(self, settings: Settings) -> None:
-        """The settings, to every worker."""
+    def follow(self, before: Settings, after: Settings) -> list[str]:
+        """After a reload: the same workers are told, or others are hired for them when their number
+        or their threads change. Returns who is at work and leaves after the last call (`retire`).
+        """
+        leaving = []
+        if (slots(before), before.processes) != (slots(after), after.processes):
+            leaving = self._dismiss()
+            self.hire(after)
         for child in self.workers():
-            self._pool.put(child, configure_of(settings, child.role))
+            if child.wanted:
+                self._pool.put(child, configure_of(after, child.role))
+        return leaving
 
     def say(self, message: msgspec.Struct) -> None:
         """A message to every worker."""
         for child in self.workers():
             self._pool.put(child, message)
 
-    def dismiss(self) -> list[str]:
-        """None of the present workers is wanted any more. Those at work are returned: they end when
-        their last call does (`retire`); the others end now.
-        """
+    def _dismiss(self) -> list[str]:
+        """None of the present workers is wanted any more: those not at work end now."""
         busy = []
         for child in self.workers():
             child.wanted, child.restart_at = False, None
@@ -85,9 +91,11 @@ class Crew:
                 child.quick_deaths, child.restart_at = 0, now
 
     def given_up(self) -> str:
-        """A role of which every process dies again and again, in words; "" when there is none."""
-        for role in self._mains:
-            found = [c for c in self.workers() if c.role == role and c.wanted]
-            if found and all(c.fatal for c in found):
-                return f"every {WORDS[role]} process dies at its start"
+        """A role (the writer's, too) of which every process dies again and again, in words; "" when
+        there is none.
+        """
+        wanted = [c for c in self._pool.children.values() if c.wanted]
+        for role in {c.role for c in wanted if c.fatal}:
+            if all(c.fatal for c in wanted if c.role == role):
+                return f"every {WORDS.get(role, role)} process dies at its start"
         return ""

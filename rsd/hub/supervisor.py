@@ -54,7 +54,6 @@ from rsd.hub.policy import (
     policy_of,
     refuse_fixed,
     resettle_of,
-    slots,
     waiting_for_restart,
 )
 from rsd.hub.pool import Child, Pool, processes
@@ -177,6 +176,7 @@ class Supervisor:
         self._signals = 0
         self._drain_until: float | None = None
         self._drain_code = 0
+        self._wrong = ""  #: why a pass is given up
         self._next_tick = 0.0
         self._exit: int | None = None
 
@@ -204,7 +204,10 @@ class Supervisor:
                 self.reporter.notifier.ready("started")
             while self._exit is None:
                 self._turn()
-            return self._stop(self._exit)
+            code = self._stop(self._exit)
+            if self._wrong:
+                raise StateError(self._wrong)
+            return code
         finally:
             self.reporter.stop()
             self.folder.stop()
@@ -387,9 +390,9 @@ class Supervisor:
         """A pass has nobody who mends things meanwhile."""
         if wrong := self.brain.dispatch.never_usable():
             raise UserError(wrong)
-        given_up = "the writer process dies again and again" if self.writer.fatal else ""
-        if wrong := given_up or self.crew.given_up():
-            raise StateError(f"{wrong}; see the log. Nothing is lost: run again")
+        if wrong := self.crew.given_up():
+            self._wrong = f"{wrong}; see the log. Nothing is lost: run again"
+            self._drain(1)
 
     # ------------------------------------------------------------------------------------- signals
 
@@ -406,6 +409,9 @@ class Supervisor:
             self._exit = code
             return
         log.info("stopping: no new work, up to %.0f s for open calls", self.settings.drain_seconds)
+        self._drain(code)
+
+    def _drain(self, code: int) -> None:
         self.reporter.notifier.stopping()
         self.folder.stop()
         self.crew.freeze()
@@ -415,7 +421,7 @@ class Supervisor:
 
     def _drained(self, now: float) -> None:
         open_leases = self.brain.dispatch.leases.open
-        settled = self.scribe.settled or bool(self.scribe.blocked)
+        settled = self.scribe.settled or bool(self.scribe.blocked) or self.writer.fatal
         late = self._drain_until is not None and now >= self._drain_until
         if late and open_leases:
             log.warning("%d open calls are given up after the drain time", open_leases)
@@ -446,12 +452,8 @@ class Supervisor:
     def _apply(self, settings: Settings, recipe: Recipe) -> None:
         before, self.settings, self.recipe = self.settings, settings, recipe
         # Workers first: a lease for a new endpoint must not arrive before its address.
-        if (slots(before), before.processes) == (slots(settings), settings.processes):
-            self.crew.tell(settings)
-        else:
-            for name in self.crew.dismiss():
-                self._think(WorkerLeaving(worker=name))
-            self.crew.hire(settings)
+        for name in self.crew.follow(before, settings):
+            self._think(WorkerLeaving(worker=name))
         self._think(PolicyChanged(policy=policy_of(settings, recipe, once=self.once)))
         self.scribe.resettle(resettle_of(settings, recipe))
         self.reporter.settings = settings

@@ -458,7 +458,7 @@ def _transport_error(e: Exception) -> CallError:
     causes = list(_causes(e))
     # What the operating system said; the libraries around it repeat the URL and name themselves.
     own = [c for c in causes if not isinstance(c, _WRAPPERS)]
-    deepest = own[-1] if own else e
+    deepest = (own or causes)[-1]
     text = f"{type(deepest).__name__}: {deepest}"
     if not isinstance(e, requests.RequestException) and "TLS" in text:
         return _error(ErrorClass.MISCONFIGURED, text, "tls", answered=False)  # no such CA file

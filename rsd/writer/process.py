@@ -59,7 +59,7 @@ BATCH, GATHER_SECONDS = 128, 0.02
 #: Results written between two batches of facts.
 RESULTS_PER_TURN = 16
 #: Seconds between two tries when the disk refuses, and between two sweeps of dead readers.
-RETRY_SECONDS, READER_CHECK_SECONDS = 1.0, 60.0
+RETRY_SECONDS, READER_CHECK_SECONDS = 1.0, 5.0
 
 
 def main(inbox: Connection, outbox: Connection) -> None:
@@ -150,7 +150,7 @@ class Writer:
         batch: list[Numbered] = []
         now = time.monotonic()
         wait = 0.0 if self._publisher.pending else self._publisher.summary_due(now)
-        wait = max(wait, self._output_at - now)
+        wait = min(max(wait, self._output_at - now), READER_CHECK_SECONDS)
         deadline: float | None = None
         while len(batch) < BATCH:
             try:

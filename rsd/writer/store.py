@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,9 @@ SCHEMA: Final = 1
 READERS: Final = 126
 #: Tries to begin a transaction while others change the map.
 BEGINS: Final = 5
+#: Seconds that a reader waits for a slot of a full table, and between two tries.
+TABLE_SECONDS: Final = 20.0
+TABLE_PAUSE: Final = 0.2
 #: All databases.
 NAMES: Final = (
     "meta",
@@ -161,16 +165,7 @@ class Store:
         elif not (path / "data.mdb").exists():
             raise StateError(f"{path}: holds no state of rsd")
         try:
-            self._env = lmdb.open(
-                str(path),
-                map_size=map_size,
-                max_dbs=len(NAMES) + 4,
-                max_readers=READERS,
-                readonly=readonly,
-                create=not readonly,
-                mode=0o640,
-                lock=not readonly or os.access(path / "lock.mdb", os.W_OK),
-            )
+            self._env = self._opened(map_size)
         except lmdb.Error as e:
             raise StateError(f"{path}: cannot be opened as LMDB: {e}") from None
         self._refuse_foreign()
@@ -180,6 +175,27 @@ class Store:
             self._migrate()
         else:
             self._check_schema()
+
+    def _opened(self, map_size: int) -> Any:
+        until = time.monotonic() + TABLE_SECONDS
+        while True:
+            try:
+                return lmdb.open(
+                    str(self.path),
+                    map_size=map_size,
+                    max_dbs=len(NAMES) + 4,
+                    max_readers=READERS,
+                    readonly=self.readonly,
+                    create=not self.readonly,
+                    mode=0o640,
+                    lock=not self.readonly or os.access(self.path / "lock.mdb", os.W_OK),
+                )
+            except lmdb.ReadersFullError:
+                # Perhaps with readers that were killed. Only who has it open can free their slots:
+                # the writer does.
+                if time.monotonic() >= until:
+                    raise
+                time.sleep(TABLE_PAUSE)
 
     def _refuse_foreign(self) -> None:
         """Never write into an LMDB environment that somebody else made."""

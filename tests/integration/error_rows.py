@@ -190,6 +190,7 @@ class Outage:
     timeout: float = 60.0  #: seconds that a call may take
     begin: Callable[[Gate], None] | None = None  #: done to the connections as well
     late: bool = False  #: `begin` waits until a call is under way
+    blind: bool = False  #: a probe, which carries no picture, is answered well in between
     scheme: str = "http"
     ci: bool = False
 
@@ -521,7 +522,7 @@ OUTAGES = (
         answers(200, LOGIN, Content_Type="text/html"),
         "web page",
     ),
-    Outage("302 to another host", E.MISCONFIGURED, elsewhere(302), "not followed", ci=True),
+    Outage("302 to another host", E.MISCONFIGURED, elsewhere(302), "not followed"),
     Outage("307 to another host", E.MISCONFIGURED, elsewhere(307), "not followed", role="grader"),
     Outage(
         "400, a page of an https port",
@@ -547,6 +548,7 @@ OUTAGES = (
             )
         ),
         "not a multimodal model",
+        blind=True,
     ),
     Outage(
         "503, no channel for the model (one-api)",

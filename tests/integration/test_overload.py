@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -93,7 +92,7 @@ def test_a_picture_that_wants_too_much_memory_fails_and_nothing_else(
         "shutdown",
         "A picture of 36 megapixels, images.decode_mebibytes = 64",
         times=1,
-        lost=0,
+        lost=3 - len(d.results()),
         repeated=sim.stats("generator")["calls"]["repeated"],
         recovery="none needed: no worker died",
         seen="failed as too_much_memory at the first try; the others have results",
@@ -146,7 +145,7 @@ def test_the_largest_pictures_stay_within_the_limit(simulator: Make, daemon: Mak
         "shutdown",
         "Pictures of just under 50 megapixels: RGB, RGBA, 16-bit, noise, WebP",
         times=len(pictures),
-        lost=0,
+        lost=len(pictures) - len(d.results()),
         repeated=sim.stats("generator")["calls"]["repeated"],
         recovery="none needed: no worker died",
         seen=f"at most {peaks.resident['generator-1']} MiB resident (VmHWM) and "
@@ -155,41 +154,46 @@ def test_the_largest_pictures_stay_within_the_limit(simulator: Make, daemon: Mak
     )
 
 
+def decoding(d: Daemon) -> list[int]:
+    """Children that hold the pixels of a large picture now."""
+    found = []
+    for pid in d.children().values():
+        try:
+            status = Path(f"/proc/{pid}/status").read_text()
+        except OSError:
+            continue
+        resident = re.search(r"VmRSS:\s+(\d+) kB", status)
+        if resident and int(resident[1]) > 120 * 1024:
+            found.append(pid)
+    return found
+
+
 @pytest.mark.slow
 def test_kills_from_outside_convict_no_picture(simulator: Make, daemon: MakeDaemon) -> None:
     sim = simulator()
-    d = daemon(sim, "--candidates", "1", RSD_PROCESSES_GENERATORS="2")
-    images, kills = 4, 0
+    d = daemon(sim, "--candidates", "1")
+    images, kills = 2, 6  # one of the pictures is met three times at least
     for k in range(images):
-        picture = Image.new("RGBA", (3000, 3000), (0, 0, 0, 100))
+        picture = Image.new("RGBA", (5000, 5000), (0, 0, 0, 100))
         picture.putpixel((k, 0), (255, 0, 0, 255))
         picture.save(d.images / f"p{k}.png", compress_level=1)
     d.start()
-    wait_for(lambda: len(generators(d)) == 2, "the generators")
-    end = time.monotonic() + 25
-    while time.monotonic() < end and kills < 16:
-        for pid in generators(d).values():
-            busy = psutil.Process(pid).cpu_times() if psutil.pid_exists(pid) else None
-            time.sleep(0.05)
-            try:
-                later = psutil.Process(pid).cpu_times()
-            except psutil.Error:
-                continue
-            if busy is not None and later.user > busy.user:
-                os.kill(pid, signal.SIGKILL)
-                kills += 1
+    for _ in range(kills):
+        pid = wait_for(lambda: next(iter(decoding(d)), 0), "a generator that decodes")
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda p=pid: p not in decoding(d), "its end")
     wait_for(lambda: d.settled(images), "all images")
     assert not d.failures() and len(d.results()) == images
-    assert d.log().count("killed by SIGKILL") >= 3
+    assert d.log().count("killed by SIGKILL") == kills
     assert d.stop() == 0
     record(
         "shutdown",
         "Generators killed with SIGKILL while they decode",
-        times=d.log().count("killed by SIGKILL"),
-        lost=0,
+        times=kills,
+        lost=images - len(d.results()),
         repeated=sim.stats("generator")["calls"]["repeated"],
         recovery="started again; the picture comes back after a pause",
-        seen=f"no picture convicted, {images} results",
+        seen=f"{images} pictures, neither was convicted",
     )
 
 
@@ -230,7 +234,7 @@ def test_a_picture_that_crashes_its_decoder_takes_no_innocent_along(
         "shutdown",
         "A picture whose decoding kills the worker, among others",
         times=deaths,
-        lost=0,
+        lost=innocent - len(d.results()),
         repeated=calls["repeated"],
         recovery="set aside as crashes_worker after the third",
         seen=f"{innocent} innocent pictures have results",
@@ -289,7 +293,7 @@ def test_memory_pressure_reduces_then_pauses_and_comes_back(
     simulator: Make, daemon: MakeDaemon
 ) -> None:
     total = psutil.virtual_memory().total
-    step = 5.0  # percent of the host's memory that each burden takes
+    step = 8.0  # percent of the host's memory that each burden takes
     if available_percent() < 30 or 2 * step / 100 * total > 6 * 1024 * MEBIBYTE:
         pytest.skip("needs a host with some free memory, but not hundreds of GiB of it")
     sim = simulator("--generator-seconds", "0.5")
@@ -299,8 +303,8 @@ def test_memory_pressure_reduces_then_pauses_and_comes_back(
         RSD_GENERATION_MAX_N="1",
         RSD_THROTTLE_ENABLED="true",
         RSD_THROTTLE_CPU_REDUCE_PERCENT="101",
-        RSD_THROTTLE_MEMORY_REDUCE_PERCENT=str(available_percent() - 3.5),
-        RSD_THROTTLE_MEMORY_PAUSE_PERCENT=str(available_percent() - 8.5),
+        RSD_THROTTLE_MEMORY_REDUCE_PERCENT=str(available_percent() - 5),
+        RSD_THROTTLE_MEMORY_PAUSE_PERCENT=str(available_percent() - 12.5),
     )
     for seed in range(120):
         draw(d.images / f"p{seed}.png", seed)
@@ -329,7 +333,7 @@ def test_memory_pressure_reduces_then_pauses_and_comes_back(
         "shutdown",
         f"Another process takes {2 * step:g} % of the host's memory in two steps, and frees it",
         times=1,
-        lost=0,
+        lost=len(d.failures()),
         repeated=sim.stats("generator")["calls"]["repeated"],
         recovery="by itself, when the memory is free again",
         seen=f"in flight 8, then {reduced} (reduced), 0 (paused), {reduced_again}, and 8 again",
@@ -363,9 +367,7 @@ def test_cpu_pressure_reduces_and_never_pauses(simulator: Make, daemon: MakeDaem
         "shutdown",
         "Other processes take all CPUs",
         times=1,
-        lost=0,
         repeated=sim.stats("generator")["calls"]["repeated"],
-        recovery="by itself",
         seen=f"at most {reduced} of 8 in flight (reduced), never 0",
     )
 

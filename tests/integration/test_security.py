@@ -262,7 +262,7 @@ def modes(folder: Path) -> dict[str, int]:
     }
 
 
-@pytest.mark.parametrize("umask", ["022", "000"])
+@pytest.mark.parametrize("umask", [pytest.param("022", marks=pytest.mark.slow), "000"])
 def test_modes_of_state_and_logs(simulator: Make, tmp_path: Path, umask: str) -> None:
     sim = simulator("--service-seconds", "0.3")
     d = Daemon(tmp_path, sim, *WORKERS)
@@ -457,6 +457,7 @@ def daemon_at(tmp_path: Path, url: str, *flags: str, **settings: str) -> Daemon:
     return d
 
 
+@pytest.mark.slow
 def test_redirects_carry_nothing_anywhere(tmp_path: Path) -> None:
     tried = 0
     cert, key = certificate(tmp_path)

@@ -1,0 +1,124 @@
+"""Who is blamed for a worker's death, and for a lack of memory. Pure."""
+
+from __future__ import annotations
+
+import random
+import signal
+
+import msgspec
+import pytest
+
+from rsd.errors import OUT_OF_MEMORY, ErrorClass, UserError
+from rsd.hub import events
+from rsd.hub.limits import DOWN, EndpointLimit
+from rsd.hub.policy import decode_bytes, refuse_fixed, waiting_for_restart
+from rsd.hub.pool import Child
+from rsd.messages import Decoding, Failed, Prepare, from_worker_decoder
+from rsd.settings import Images, Settings, Watch
+from rsd.vocabulary import CallError
+from tests.unit.world import World, policy
+
+
+def preparing(world: World) -> tuple[str, int]:
+    """The worker and the lease of a picture that is being prepared."""
+    for _ in range(2_000):
+        for worker, leases in world.leases.items():
+            for lease, task in leases.items():
+                if isinstance(task, Prepare):
+                    return worker, lease
+        world.step()
+    raise AssertionError("no picture is prepared")
+
+
+def died(world: World, *, crashed: bool) -> None:
+    """The worker of a picture dies while it decodes."""
+    worker, lease = preparing(world)
+    task = world.leases[worker][lease]
+    assert isinstance(task, Prepare)
+    world.think(events.Replied(worker=worker, reply=Decoding(lease=lease, image=task.image)))
+    world.leases.pop(worker)
+    world.think(events.WorkerGone(worker=worker, crashed=crashed))
+    world.hire("generate")
+
+
+def test_three_crashes_convict_a_picture_and_kills_by_others_do_not() -> None:
+    world = World(random.Random(1), policy())
+    world.open([b"a"])
+    for _ in range(10):
+        died(world, crashed=False)
+    assert not world.ended
+    for _ in range(3):
+        assert not world.ended
+        died(world, crashed=True)
+    assert [(e.path, e.reason) for e in world.ended] == [(b"a", "crashes_worker")]
+
+
+def test_a_lack_of_memory_fails_nothing() -> None:
+    short = CallError(error=ErrorClass.TRANSIENT, message="short", reason=OUT_OF_MEMORY)
+    seen: dict[object, int] = {}
+
+    def trouble(task: object, now: float) -> CallError | None:
+        key = (type(task), getattr(task, "image", ""))
+        seen[key] = seen.get(key, 0) + 1
+        return short if seen[key] % 4 else None
+
+    world = World(random.Random(2), policy(max_attempts=1), trouble)
+    world.run([b"a", b"b"])
+    assert len(world.store.decided) == 2 and not world.store.failed
+
+
+def test_a_lack_of_memory_is_not_the_endpoints_fault() -> None:
+    world = World(random.Random(3), policy())
+    world.open([b"a"])
+    short = CallError(error=ErrorClass.TRANSIENT, message="short", reason=OUT_OF_MEMORY)
+    for _ in range(50):
+        worker, lease = preparing(world)
+        world.leases[worker].pop(lease)
+        world.think(events.Replied(worker=worker, reply=Failed(lease=lease, error=short)))
+        world.now += 60
+    assert not world.ended
+    assert all(e.state != DOWN for e in world.brain.dispatch.endpoints.values())
+
+
+@pytest.mark.parametrize(
+    ("code", "own"),
+    [
+        (-signal.SIGSEGV, True),
+        (-signal.SIGABRT, True),
+        (1, True),
+        (-signal.SIGKILL, False),
+        (-signal.SIGTERM, False),
+        (0, False),
+        (None, False),
+    ],
+)
+def test_whose_fault_a_death_is(code: int | None, own: bool) -> None:
+    child = Child("g", "generate", lambda: None, (), from_worker_decoder)
+    child.exit_code = code
+    assert child.own_fault is own
+
+
+def test_what_a_reload_may_change() -> None:
+    before = Settings(image_dir="a", output_dir="b")
+    after = msgspec.structs.replace(before, watch=Watch(poll_seconds=3.0, settle_seconds=1.0))
+    assert waiting_for_restart(before, after) == ["watch.settle_seconds", "watch.poll_seconds"]
+    assert waiting_for_restart(before, before) == []
+    refuse_fixed(before, after)
+    with pytest.raises(UserError, match=r"^image_dir = c: .*it is a"):
+        refuse_fixed(before, msgspec.structs.replace(before, image_dir="c"))
+
+
+def test_memory_for_decoding_grows_with_the_pictures() -> None:
+    small, large = (Settings(images=Images(max_megapixels=m)) for m in (1.0, 50.0))
+    assert decode_bytes(large) - decode_bytes(small) == 49_000_000 * 32
+    named = Settings(images=Images(decode_mebibytes=100))
+    assert decode_bytes(named) == 100 * 2**20
+
+
+def test_a_reload_probes_at_once_what_is_down() -> None:
+    endpoint = EndpointLimit(role="grade", url="u", cap=8, probe_pause=2.0, quota_pause=300.0)
+    endpoint.failed(CallError(error=ErrorClass.QUOTA, message="empty"), 10.0)
+    assert not endpoint.probe_due(11.0)
+    endpoint.reloaded(4, 1.0, 60.0)
+    assert endpoint.probe_due(11.0)
+    assert (endpoint.cap, endpoint.limit, endpoint.quota_pause) == (4, 4.0, 60.0)
