@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rsd.errors import ErrorClass
 from rsd.hub.events import Tick
-from rsd.messages import Generate, Judge, Prepare, Probe
+from rsd.messages import Generate, Judge, Prepare, Probe, ReadLoad
 from rsd.vocabulary import SPOOL_REFUSED, CallError, Recipe
 from tests.unit.world import World, policy, recipe, transient
 
@@ -238,7 +238,7 @@ def test_nothing_is_lent_while_the_writer_cannot_write() -> None:
         if world.questions:
             world.reply()
     lent = [task for leases in world.leases.values() for task in leases.values()]
-    assert all(isinstance(task, Probe) for task in lent)
+    assert all(isinstance(task, Probe | ReadLoad) for task in lent)
     world.think(Tick(blocked=False))
     lent = [task for leases in world.leases.values() for task in leases.values()]
     assert any(isinstance(task, Prepare | Generate) for task in lent)
