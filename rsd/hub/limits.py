@@ -16,7 +16,7 @@ from rsd.errors import ErrorClass
 from rsd.vocabulary import Allowance, CallError, Profile
 
 #: Requests in flight that an endpoint starts with; slow start doubles it every round trip.
-FIRST_LIMIT = 8.0
+FIRST_LIMIT = 32.0
 #: Factor of a cut, and the seconds within which further refusals belong to the same episode.
 CUT, EPISODE_SECONDS = 0.8, 15.0
 #: Share of the limit that must be in use for answers to count as a reason to grow.
