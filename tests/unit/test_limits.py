@@ -9,6 +9,7 @@ from rsd.hub.leases import PREPARE, LeaseTable
 from rsd.hub.limits import (
     DOWN,
     FAILURES_TO_OPEN,
+    FIRST_LIMIT,
     MISCONFIGURED,
     QUOTA,
     REFUSALS_TO_PAUSE,
@@ -17,6 +18,9 @@ from rsd.hub.limits import (
     pick_endpoint,
 )
 from rsd.vocabulary import Allowance, CallError
+
+#: Room of an endpoint that was just reached.
+FIRST = int(FIRST_LIMIT)
 
 
 def endpoint(url: str = "http://a/v1", cap: int = 64) -> EndpointLimit:
@@ -30,7 +34,7 @@ def error(kind: ErrorClass, **fields: object) -> CallError:
 
 
 def test_slow_start_doubles_every_round_trip_up_to_the_cap() -> None:
-    e = endpoint(cap=20)
+    e = endpoint(cap=80)
     sizes = []
     for trip in range(4):
         count = e.room(trip)
@@ -40,7 +44,7 @@ def test_slow_start_doubles_every_round_trip_up_to_the_cap() -> None:
         for _ in range(count):
             e.succeeded(float(trip))
             e.ended()
-    assert sizes == [8, 16, 20, 20]
+    assert sizes == [FIRST, 2 * FIRST, 80, 80]
 
 
 def test_an_idle_limit_does_not_grow() -> None:
@@ -49,7 +53,7 @@ def test_an_idle_limit_does_not_grow() -> None:
         e.started()
         e.succeeded(1.0)
         e.ended()
-    assert int(e.limit) == 8
+    assert int(e.limit) == FIRST
 
 
 def test_one_cut_per_episode_and_retry_after_is_honoured() -> None:
@@ -85,7 +89,7 @@ def test_failures_in_a_row_open_the_circuit_and_pauses_grow() -> None:
     e.failed(error(ErrorClass.TRANSIENT), 12.0)
     assert not e.probe_due(15.9) and e.probe_due(16.0)
     e.probed(20.0, model="m", max_model_len=4096)
-    assert e.state == UP and e.room(20.0) == 8
+    assert e.state == UP and e.room(20.0) == FIRST
 
 
 def test_an_answer_in_between_keeps_the_circuit_closed() -> None:
@@ -124,9 +128,9 @@ def test_many_refusals_alike_are_the_endpoints_fault() -> None:
 
 def test_the_endpoint_that_knows_the_image_is_preferred_while_it_has_room() -> None:
     a, b = endpoint("a"), endpoint("b")
-    a.in_flight = 7
+    a.in_flight = FIRST - 1
     assert pick_endpoint([a, b], "a", 0.0) is a
-    a.in_flight = 8
+    a.in_flight = FIRST
     assert pick_endpoint([a, b], "a", 0.0) is b
     b.failed(error(ErrorClass.QUOTA), 0.0)
     assert pick_endpoint([a, b], "a", 0.0) is None
@@ -232,7 +236,7 @@ def test_what_the_server_will_still_take_is_not_exceeded_until_it_begins_anew() 
 def test_a_generous_server_holds_nobody_back() -> None:
     e = endpoint()
     e.told((Allowance(remaining=4_999, seconds=0.012),), 1.0, 100.0)
-    assert e.room(100.0) == 8
+    assert e.room(100.0) == FIRST
 
 
 def test_a_burst_of_failures_is_one_reason_to_pause() -> None:
