@@ -180,8 +180,6 @@ def test_few_open_files(simulator: Make, daemon: MakeDaemon, hard: int) -> None:
         "disks",
         injected=f"RLIMIT_NOFILE {min(hard, 64)} (hard limit {hard})",
         times=1,
-        lost=0,
-        repeated=0,
         recovery="none needed" if hard > 96 else "exit 2",
         seen=seen,
     )
