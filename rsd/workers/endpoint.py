@@ -18,7 +18,7 @@ import re
 import socket
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
@@ -35,7 +35,7 @@ from rsd.errors import ErrorClass
 from rsd.messages import Endpoint
 from rsd.redact import Redactor
 from rsd.vocabulary import CallError
-from rsd.workers.refusals import classify_status, excerpt
+from rsd.workers.refusals import allowances, classify_status, excerpt
 from rsd.workers.replies import (
     CallFailed,
     Load,
@@ -220,19 +220,21 @@ class Client:
     def chat(self, body: bytes) -> Reply:
         """One chat completion. Raises CallFailed."""
         began = time.monotonic()
-        raw = self._call("POST", "/chat/completions", body)
+        raw, headers = self._call("POST", "/chat/completions", body)
         data = decode(raw)
         if data is None:
             raise CallFailed(self._no_json(raw))
         seconds = time.monotonic() - began
         try:
-            return read_reply(data, seconds)
+            reply = read_reply(data, seconds)
         except CallFailed:  # its text may quote the server: read again without the key
-            return read_reply(decode(self._scrub(raw)), seconds)
+            reply = read_reply(decode(self._scrub(raw)), seconds)
+        left = allowances(headers, time.time())
+        return msgspec.structs.replace(reply, allowances=left) if left else reply
 
     def models(self) -> Models:
         """The models that are served. Raises CallFailed."""
-        raw = self._call("GET", "/models", None)
+        raw, _ = self._call("GET", "/models", None)
         data = decode(raw)
         if data is None:
             raise CallFailed(self._no_json(raw))
@@ -240,10 +242,10 @@ class Client:
 
     def load(self) -> Load:
         """How full the server is by its own account. Raises CallFailed."""
-        return read_load(self._call("GET", METRICS, None))
+        return read_load(self._call("GET", METRICS, None)[0])
 
-    def _call(self, method: str, path: str, body: bytes | None) -> bytes:
-        """The body of a 2xx. Raises CallFailed for all else."""
+    def _call(self, method: str, path: str, body: bytes | None) -> tuple[bytes, Mapping[str, str]]:
+        """The body of a 2xx and its headers. Raises CallFailed for all else."""
         seconds = self.endpoint.timeout
         response: BaseHTTPResponse | None = None
         parts: list[bytes] = []
@@ -274,7 +276,7 @@ class Client:
         assert response is not None
         raw = b"".join(parts)
         if 200 <= response.status < 300:
-            return raw
+            return raw, response.headers
         raise CallFailed(self._cleaned(self._refusal(response, self._scrub(raw), path)))
 
     def _way(self, method: str, path: str) -> _Way:

@@ -69,6 +69,7 @@ def generate(worker: Worker, lease: LeaseId, task: Generate) -> Generated:
         seconds=reply.seconds,
         model=reply.model or task.model,
         timestamp=time.time(),
+        allowances=reply.allowances,
     )
 
 

@@ -41,6 +41,7 @@ def judge(worker: Worker, lease: LeaseId, task: Judge) -> Graded:
         seconds=reply.seconds,
         model=reply.model or task.model,
         timestamp=time.time(),
+        allowances=reply.allowances,
     )
 
 

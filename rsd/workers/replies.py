@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from rsd.errors import ErrorClass
-from rsd.vocabulary import CallError, Usage
+from rsd.vocabulary import Allowance, CallError, Usage
 from rsd.workers.refusals import classify_body, excerpt
 
 #: Most model names of a listing that are kept; the largest proxies list a few thousand.
@@ -60,6 +60,7 @@ class Reply(msgspec.Struct, frozen=True):
     usage: Usage
     model: str
     seconds: float
+    allowances: tuple[Allowance, ...] = ()  #: what the server will still take, if it says so
 
 
 class Models(msgspec.Struct, frozen=True):

@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from rsd.errors import ErrorClass
 from rsd.profiles import DROPPABLE, adapt, initial_profile, is_reasoning
 from rsd.vocabulary import CallError, Profile
-from rsd.workers.refusals import classify_body, classify_status, duration, excerpt, retry_after
+from rsd.workers.refusals import (
+    allowances,
+    classify_body,
+    classify_status,
+    duration,
+    excerpt,
+    retry_after,
+)
 
 E = ErrorClass
 NOW = 1_800_000_000.0
@@ -323,3 +330,17 @@ def test_adapting_comes_to_an_end(params: list[str]) -> None:
 def test_only_an_unsupported_parameter_adapts() -> None:
     assert adapt(Profile(), CallError(error=E.REFUSED, message="", param="top_k")) is None
     assert adapt(Profile(), CallError(error=E.UNSUPPORTED, message="")) is None
+
+
+def test_what_is_left_is_read_from_headers_and_only_positive_numbers_are_believed() -> None:
+    headers = {
+        "X-RateLimit-Remaining-Requests": "59",
+        "x-ratelimit-reset-requests": "1m0s",
+        "x-ratelimit-remaining-tokens": "149984",
+        "x-ratelimit-reset-tokens": "6ms",
+    }
+    found = {a.tokens: (a.remaining, a.seconds) for a in allowances(headers, 0.0)}
+    assert found == {False: (59.0, 60.0), True: (149984.0, 0.006)}
+    azure = {"x-ratelimit-remaining-requests": "-1", "x-ratelimit-reset-requests": "0"}
+    assert allowances(azure, 0.0) == ()
+    assert allowances({"content-type": "application/json"}, 0.0) == ()
