@@ -63,6 +63,10 @@ CAUSES_MAX: Final = 16
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f]")
 
 
+#: A request's body in pieces.
+Body = tuple[bytes, ...]
+
+
 def chat_body(
     model: str,
     data_url: bytes | None,
@@ -71,7 +75,7 @@ def chat_body(
     *,
     detail: bool = True,
     uuid: str = "",
-) -> bytes:
+) -> Body:
     """The JSON of a request: the picture first, the text after it, so that caches can hit.
 
     The picture is spliced in as it is: base64 needs no escaping, and encoding it again for each
@@ -90,7 +94,12 @@ def chat_body(
     parts += [b'{"type":"text","text":', encode(safe), b"}]}]"]
     rest = encode(parameters)
     parts.append(b"}" if rest == b"{}" else b"," + rest[1:])
-    return b"".join(parts)
+    if data_url is None:
+        return (b"".join(parts),)
+    at = parts.index(
+        data_url
+    )  # sent from where it lies: copying megabytes costs as much as sending
+    return b"".join(parts[:at]), data_url, b"".join(parts[at + 1 :])
 
 
 class _Way(NamedTuple):
@@ -217,7 +226,7 @@ class Client:
         self._ways: dict[str, _Way] = {}
         self.holds = Held()
 
-    def chat(self, body: bytes) -> Reply:
+    def chat(self, body: Body) -> Reply:
         """One chat completion. Raises CallFailed."""
         began = time.monotonic()
         raw, headers = self._call("POST", "/chat/completions", body)
@@ -244,18 +253,21 @@ class Client:
         """How full the server is by its own account. Raises CallFailed."""
         return read_load(self._call("GET", METRICS, None)[0])
 
-    def _call(self, method: str, path: str, body: bytes | None) -> tuple[bytes, Mapping[str, str]]:
+    def _call(self, method: str, path: str, body: Body | None) -> tuple[bytes, Mapping[str, str]]:
         """The body of a 2xx and its headers. Raises CallFailed for all else."""
         seconds = self.endpoint.timeout
         response: BaseHTTPResponse | None = None
         parts: list[bytes] = []
         try:
             way = self._way(method, path)
+            headers = way.headers
+            if body is not None:
+                headers = {**headers, "Content-Length": str(sum(map(len, body)))}
             response = way.pool.urlopen(
                 method,
                 way.url,
                 body=body,
-                headers=way.headers,
+                headers=headers,
                 redirect=False,
                 assert_same_host=False,
                 preload_content=False,

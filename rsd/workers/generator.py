@@ -13,7 +13,7 @@ from rsd.files import failpoint
 from rsd.messages import Completion, Decoding, Generate, Generated, LeaseId, Prepare, Prepared
 from rsd.vocabulary import SPOOL_REFUSED, CallError
 from rsd.workers import images
-from rsd.workers.endpoint import chat_body
+from rsd.workers.endpoint import Body, chat_body
 from rsd.workers.process import SHORT_OF_MEMORY, Worker, token_cap
 from rsd.workers.replies import CallFailed, Reply
 
@@ -80,7 +80,7 @@ def ask(worker: Worker, task: Generate) -> Reply:
     sent = parameters(task)
     detail = "detail" not in task.profile.drop
 
-    def body(url: bytes | None, uuid: str = "") -> bytes:
+    def body(url: bytes | None, uuid: str = "") -> Body:
         return chat_body(task.model, url, task.prompt, sent, detail=detail, uuid=uuid)
 
     if configuration.pictures == "file" and not task.reduced:

@@ -154,6 +154,7 @@ class Worker:
         self.mailbox: Mailbox[ToWorker, msgspec.Struct] = Mailbox(inbox, outbox, to_worker_decoder)
         self.pictures = Pictures()
         self.configuration: Configure | None = None
+        self.spool = Path()  #: where prepared pictures lie
         self._slots = slots
         self._handlers: dict[type, Handler] = {Probe: probe, ReadLoad: read_load, **handlers}
         self._clients: dict[str, Client] = {}
@@ -188,12 +189,6 @@ class Worker:
                 self._calls.put(message)
 
     @property
-    def spool(self) -> Path:
-        """Where prepared pictures lie."""
-        assert self.configuration is not None
-        return Path(self.configuration.spool_dir)
-
-    @property
     def roomy(self) -> bool:
         """Whether a decoding that begins now finds all the memory that it may take."""
         return self._memory is None or self._memory.roomy
@@ -217,6 +212,7 @@ class Worker:
         before = self._clients
         self._clients = {e.url: self._client_of(e, before) for e in configuration.endpoints}
         self.configuration = configuration
+        self.spool = Path(configuration.spool_dir)
         if self._memory is not None and configuration.decode_bytes:
             self._memory.allow(configuration.decode_bytes)
         if first:

@@ -96,7 +96,7 @@ def test_what_is_sent() -> None:
         "n": 2,
         "top_k": -1,
     }
-    plain = json.loads(chat_body("m", b"data:,", "\ud800", {}, detail=False))
+    plain = json.loads(b"".join(chat_body("m", b"data:,", "\ud800", {}, detail=False)))
     assert plain["messages"][0]["content"][0]["image_url"] == {"url": "data:,"}
     assert plain["messages"][0]["content"][1]["text"] == "?"
 
@@ -126,7 +126,7 @@ def test_connections_are_kept_and_shared_by_threads() -> None:
 
 def test_an_url_keeps_its_query() -> None:
     with serving(says("x")) as server:
-        client(server.url + "/?api-version=1").chat(b"{}")
+        client(server.url + "/?api-version=1").chat((b"{}",))
         assert server.requests[0].path == "/v1/chat/completions?api-version=1"
 
 
@@ -359,9 +359,9 @@ def test_the_key_is_in_no_error(body: Any) -> None:
 def test_a_key_with_a_line_break_is_named_but_not_shown() -> None:
     with serving(says("x")) as server:
         with pytest.raises(CallFailed) as caught:
-            client(server.url, key="sk-one\nsk-two").chat(b"{}")
+            client(server.url, key="sk-one\nsk-two").chat((b"{}",))
         assert server.requests == []
-        client(server.url, key="schlüssel\n").chat(b"{}")  # of a file with a last line break
+        client(server.url, key="schlüssel\n").chat((b"{}",))  # of a file with a last line break
     error = caught.value.error
     assert (error.error, error.reason) == (E.MISCONFIGURED, "unauthorized")
     assert "sk-" not in error.message
@@ -449,7 +449,7 @@ def test_what_comes_slowly_but_in_time_is_whole() -> None:
     with serving(slowly) as server:
         shared = client(server.url, timeout=30.0)
         for _ in range(2):  # the second over the connection of the first
-            assert shared.chat(b"{}").choices[0].content == "A --> B"
+            assert shared.chat((b"{}",)).choices[0].content == "A --> B"
 
 
 def test_a_body_without_end_is_left() -> None:
