@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw
 
 HOME = Path(__file__).resolve().parents[1]
 #: Longest wait for anything, in seconds; far more than any of it takes.
-PATIENCE = 60.0
+PATIENCE = 120.0
 _LABELS = ("ADC", "DAC", "PLL", "MCU", "DSP", "RAM", "ROM", "BUS", "DMA", "USB", "LCD", "OSC")
 
 
