@@ -392,7 +392,7 @@ class Brain:
             if endpoint is not None and error.error in ALIVE:
                 endpoint.probed(now, model=endpoint.model, max_model_len=None)
             elif endpoint is not None:
-                self.dispatch.endpoint_failed(endpoint, error, self.journal)
+                self.dispatch.endpoint_failed(endpoint, error, work, self.journal)
             return
         image = self.rounds.images.get(work.image)
         if image is None:
@@ -408,7 +408,7 @@ class Brain:
             return
         others = endpoint is not None and endpoint.answered > work.answered_before
         if endpoint is not None:
-            self.dispatch.endpoint_failed(endpoint, error, self.journal)
+            self.dispatch.endpoint_failed(endpoint, error, work, self.journal)
             work.answered_before = endpoint.answered
         if error.error is ErrorClass.UNSUPPORTED:
             adapted = adapt(endpoint.profile, error) if endpoint is not None else None

@@ -132,10 +132,12 @@ class Dispatcher:
         role = ROLE_OF.get(work.kind) or ("generate" if work.number == 0 else "grade")
         return self.endpoints.get((role, work.endpoint))
 
-    def endpoint_failed(self, endpoint: EndpointLimit, error: CallError, journal: Journal) -> None:
+    def endpoint_failed(
+        self, endpoint: EndpointLimit, error: CallError, work: Work, journal: Journal
+    ) -> None:
         """Tell the endpoint's limit, and the log when its state changed."""
         before = endpoint.state
-        endpoint.failed(error, journal.now)
+        endpoint.failed(error, journal.now, work.lent_at or None)
         if endpoint.state != before:
             text = f"{endpoint.url} is {WORDS.get(endpoint.state, endpoint.state)}"
             journal.say("warning", f"{text}: {endpoint.reason}; items wait")
@@ -216,6 +218,7 @@ class Dispatcher:
                 if work.tried != endpoint.url:
                     work.tried, work.answered_before = endpoint.url, endpoint.answered
                 work.endpoint, work.profile = endpoint.url, endpoint.profile
+                work.lent_at = now
                 work.reserved = self.budgets[role].started()
                 endpoint.started()
                 deadline = now + (1 + spare) * self.policy.timeouts[index] + LEASE_GRACE

@@ -128,11 +128,11 @@ class EndpointLimit:
             self.limit += 1.0 if self.slow_start else 1.0 / self.limit
             self.limit = min(self.limit, float(self.cap))
 
-    def failed(self, error: CallError, now: float) -> None:
-        """An item or a probe was not answered with what was asked for."""
+    def failed(self, error: CallError, now: float, started: float | None = None) -> None:
+        """An item or a probe, `started` then, was not answered with what was asked for."""
         match error.error:
             case ErrorClass.RATE_LIMITED:
-                self._cut(error, now)
+                self._cut(error, now, started)
             case ErrorClass.QUOTA:
                 self._suspend(QUOTA, error, now, self.quota_pause)
             case ErrorClass.MISCONFIGURED:
@@ -191,7 +191,7 @@ class EndpointLimit:
         self.cool_until = 0.0
         self.observable, self.queued = True, 0.0
 
-    def _cut(self, error: CallError, now: float) -> None:
+    def _cut(self, error: CallError, now: float, started: float | None) -> None:
         self.rate_limited += 1
         wait = min(error.retry_after or COOL_DOWN, RETRY_AFTER_MAX)
         self.cool_until = max(self.cool_until, now + wait)
@@ -199,7 +199,9 @@ class EndpointLimit:
             self.probe_at = now + wait
             return
         self.reason = error.message or error.reason
-        if now >= self.cut_at + EPISODE_SECONDS:
+        # A call that was sent after the last cut says that it was not enough.
+        again = started is not None and started > self.cut_at
+        if again or now >= self.cut_at + EPISODE_SECONDS:
             self.cut_at = now
             self.slow_start = False
             self.limit = max(1.0, self.limit * CUT)

@@ -35,6 +35,7 @@ class Work:
     profile: Profile | None = None  #: that the running or last try was made with
     reduced: bool = False  #: the picture is sent at half its size
     token_factor: float = 1.0
+    lent_at: float = 0.0  #: of the running or last try
     reserved: tuple[float, float] = (0.0, 0.0)  #: tokens that the running try is thought to take
     deferred_since: float | None = None  #: a truncated file that may still grow
 

@@ -261,3 +261,16 @@ def test_a_rate_limit_says_why_until_an_answer_comes() -> None:
     e.failed(error(ErrorClass.QUOTA), 4.0)
     e.succeeded(5.0)  # a call that was in flight
     assert (e.state, e.reason) == (QUOTA, "why")
+
+
+def test_a_call_sent_after_a_cut_and_refused_cuts_again() -> None:
+    e = endpoint()
+    e.limit = 40.0
+    for _ in range(20):
+        e.failed(error(ErrorClass.RATE_LIMITED), 100.0, 99.0)
+    assert e.limit == pytest.approx(32.0)
+    for _ in range(12):
+        e.failed(error(ErrorClass.RATE_LIMITED), 101.5, 101.0)
+    assert e.limit == pytest.approx(25.6)
+    e.failed(error(ErrorClass.RATE_LIMITED), 102.0, 101.0)
+    assert e.limit == pytest.approx(25.6), "it was on its way before the last cut"
