@@ -196,6 +196,8 @@ class Intake:
         """Whether the spool takes no picture; that is held against none, and tried again."""
         if error.reason != SPOOL_REFUSED:
             return False
+        if not self.refused:
+            self.journal.say("error", f"cannot write: {error.message}; nothing is lost, work waits")
         self.refused = error.message
         self.dispatch.later(work, self.journal.now + pause(work, self.policy))
         return True

@@ -19,6 +19,8 @@ from rsd.vocabulary import Allowance, CallError, Profile
 FIRST_LIMIT = 32.0
 #: Factor of a cut, and the seconds within which further refusals belong to the same episode.
 CUT, EPISODE_SECONDS = 0.8, 15.0
+#: Seconds after a cut in which the limit does not grow.
+HOLD_SECONDS = 8.0
 #: Share of the limit that must be in use for answers to count as a reason to grow.
 USED_TO_GROW = 0.8
 #: Failures in a row, none answered in between, after which an endpoint counts as down.
@@ -123,7 +125,7 @@ class EndpointLimit:
             self.reason = ""
         if self.queued:
             return  # it has enough
-        if self._credit and now >= self.cool_until and now >= self.cut_at + EPISODE_SECONDS:
+        if self._credit and now >= self.cool_until and now >= self.cut_at + HOLD_SECONDS:
             self._credit -= 1
             self.limit += 1.0 if self.slow_start else 1.0 / self.limit
             self.limit = min(self.limit, float(self.cap))

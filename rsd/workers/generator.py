@@ -6,7 +6,9 @@ import signal
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+import msgspec
 
 from rsd.errors import ErrorClass
 from rsd.files import failpoint
@@ -16,6 +18,9 @@ from rsd.workers import images
 from rsd.workers.endpoint import Body, chat_body
 from rsd.workers.process import SHORT_OF_MEMORY, Worker, token_cap
 from rsd.workers.replies import CallFailed, Reply
+
+#: In vLLM's words to one who asks for a file:// picture, when it was not started for that.
+NO_FILES: Final = "allowed-local-media-path"
 
 
 def main(inbox: Connection, outbox: Connection, name: str, slots: int) -> None:
@@ -85,7 +90,15 @@ def ask(worker: Worker, task: Generate) -> Reply:
 
     if configuration.pictures == "file" and not task.reduced:
         path = worker.spool / task.sha256
-        return client.chat(body(path.resolve().as_uri().encode()))
+        try:
+            return client.chat(body(path.resolve().as_uri().encode()))
+        except CallFailed as e:
+            if NO_FILES not in e.error.message:
+                raise
+            error = msgspec.structs.replace(
+                e.error, error=ErrorClass.MISCONFIGURED, reason="no_local_files"
+            )
+            raise CallFailed(error) from None
     url, uuid = worker.pictures.get(worker.spool, task.sha256, reduced=task.reduced)
     if configuration.pictures != "uuid":
         return client.chat(body(url))

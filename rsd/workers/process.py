@@ -57,6 +57,8 @@ log = logging.getLogger(__name__)
 CACHE_BYTES = 64 * 1024 * 1024
 #: Longest answer to a probe, in tokens: enough for a few words, too few to cost anything.
 PROBE_TOKENS = 16
+#: Connections to an endpoint beside those of the call threads: looks at its load, tiny completions.
+ASIDE = 4
 #: Longest traceback that is sent to the hub, in characters; its end says most.
 TRACEBACK_MAX = 8_000
 #: Sampling parameters that make two seeds differ, if seeds take effect at all.
@@ -220,7 +222,9 @@ class Worker:
 
     def _client_of(self, endpoint: Endpoint, before: dict[str, Client]) -> Client:
         known = before.get(endpoint.url)
-        return known if known and known.endpoint == endpoint else Client(endpoint, self._slots)
+        return (
+            known if known and known.endpoint == endpoint else Client(endpoint, self._slots + ASIDE)
+        )
 
     def _serve(self, leases: queue.SimpleQueue[Lease]) -> None:
         while True:

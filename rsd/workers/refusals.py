@@ -78,8 +78,6 @@ _UNSUPPORTED = re.compile(
 )
 #: vLLM, asked by `uuid` alone for a picture that its multimodal cache does not hold (any more).
 _NOT_HELD = re.compile(r"cache miss for image|data is not provided", re.IGNORECASE)
-#: vLLM, asked for a file:// picture without having been started for it.
-_NO_FILES = re.compile(r"allowed[-_]local[-_]media", re.IGNORECASE)
 _FORM = re.compile(
     r"(invalid|unsupported|not support|unavailable|not available|unknown|unrecognized|must be)"
     r".{0,80}(response_format|json_schema|json_object|structured[_ ]output)|"
@@ -256,8 +254,6 @@ def _too_fast(words: str, headers: Mapping[str, str], now: float) -> Verdict:
 def _server_error(status: int, said: Said) -> Verdict:
     """5xx. A 500 may be the request's own fault, or a proxy's way of passing a 4xx on."""
     words = said.words
-    if _NO_FILES.search(words):
-        return Verdict(ErrorClass.MISCONFIGURED, "no_local_files")
     if _OWN_FAULT.search(words):
         return Verdict(ErrorClass.REFUSED, "server_refused")
     if status == 500:
@@ -275,8 +271,6 @@ def _by_words(said: Said) -> Verdict | None:
     words = said.words
     if _NOT_HELD.search(words):
         return Verdict(ErrorClass.TRANSIENT, "picture_not_held")
-    if _NO_FILES.search(words):
-        return Verdict(ErrorClass.MISCONFIGURED, "no_local_files")
     if _FILTER.search(words):
         return Verdict(ErrorClass.REFUSED, "content_filter")
     if _KEY.search(words):
