@@ -200,6 +200,7 @@ def test_a_full_disk_under_the_results(
     )
 
 
+@pytest.mark.slow
 def test_a_full_disk_under_the_log_stops_nothing(
     run: Callable[..., Run], expected: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -263,6 +264,7 @@ def test_results_on_a_disk_that_turns_read_only(
     )
 
 
+@pytest.mark.slow
 def test_a_state_that_takes_no_new_files(
     run: Callable[..., Run], expected: dict[str, Any], tmp_path: Path
 ) -> None:

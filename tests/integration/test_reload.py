@@ -101,6 +101,7 @@ def test_a_bad_reload_changes_nothing_and_is_seen(
     )
 
 
+@pytest.mark.slow
 def test_a_burst_of_reloads_while_workers_are_replaced(
     simulator: Make, daemon: MakeDaemon, tmp_path: Path
 ) -> None:

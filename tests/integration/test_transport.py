@@ -40,6 +40,7 @@ def test_a_picture_that_the_server_holds_is_only_named(
     assert received < expected["bytes"] / 2  # type: ignore[operator]
 
 
+@pytest.mark.slow
 def test_a_server_that_lost_its_cache_is_sent_the_bytes_again(
     expected: dict[str, object], simulator: Callable[..., Simulator], daemon: Make
 ) -> None:
@@ -55,6 +56,7 @@ def test_a_server_that_lost_its_cache_is_sent_the_bytes_again(
     assert d.stop() == 0
 
 
+@pytest.mark.slow
 def test_a_server_on_this_host_reads_the_file(
     expected: dict[str, object], simulator: Callable[..., Simulator], daemon: Make
 ) -> None:
@@ -68,6 +70,7 @@ def test_a_server_on_this_host_reads_the_file(
     assert sim.stats("generator")["received_bytes"] < expected["bytes"] / 4  # type: ignore[operator]
 
 
+@pytest.mark.slow
 def test_a_server_that_may_not_read_files_is_named_and_nothing_fails(
     simulator: Callable[..., Simulator], daemon: Make
 ) -> None:
