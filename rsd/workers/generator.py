@@ -100,7 +100,7 @@ def ask(worker: Worker, task: Generate) -> Reply:
             )
             raise CallFailed(error) from None
     url, uuid = worker.pictures.get(worker.spool, task.sha256, reduced=task.reduced)
-    if configuration.pictures != "uuid":
+    if not uuid:
         return client.chat(body(url))
     if uuid in client.holds:
         try:

@@ -89,14 +89,15 @@ class Pictures:
 
     def __init__(self, capacity: int = CACHE_BYTES) -> None:
         self._capacity = capacity
+        self.named = False  #: whether names are wanted: a hash costs about as much as the encoding
         self._lock = threading.Lock()  # call threads share it
         self._encoding = threading.Lock()
         self._urls: OrderedDict[str, tuple[bytes, str]] = OrderedDict()
         self._bytes = 0
 
     def get(self, spool: Path, sha256: str, *, reduced: bool) -> tuple[bytes, str]:
-        """The data URL of a picture and a name that only these bytes have. Raises CallFailed when
-        its spool file is gone.
+        """The data URL of a picture, and a name that only these bytes have if it was made for
+        `named`. Raises CallFailed when its spool file is gone.
         """
         key = f"{sha256}:half" if reduced else sha256
         found = self._known(key)
@@ -107,7 +108,7 @@ class Pictures:
             if found is not None:
                 return found
             url = _data_url(spool / sha256, reduced)
-            found = url, blake2b(url, digest_size=16).hexdigest()
+            found = url, blake2b(url, digest_size=16).hexdigest() if self.named else ""
             with self._lock:
                 self._urls[key] = found
                 self._bytes += len(url)
@@ -215,6 +216,7 @@ class Worker:
         self._clients = {e.url: self._client_of(e, before) for e in configuration.endpoints}
         self.configuration = configuration
         self.spool = Path(configuration.spool_dir)
+        self.pictures.named = configuration.pictures == "uuid"
         if self._memory is not None and configuration.decode_bytes:
             self._memory.allow(configuration.decode_bytes)
         if first:
