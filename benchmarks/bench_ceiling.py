@@ -25,7 +25,7 @@ def main() -> None:
         with common.workspace() as home:
             images = max(4, int(IMAGES * args.scale))
             pictures = common.make_pictures(home / "pictures", images, kilobytes)
-            with common.simulator() as sim:
+            with common.simulator(kind=common.Places) as sim:
                 work = common.Work(images=tuple(pictures), gen_workers=PLACES, grade_workers=PLACES)
                 found = common.rounds(args.clients, args.rounds, sim, work, (0, 0), home)
         loads.append(common.strangers(found))

@@ -76,7 +76,8 @@ def cpu(args: common.argparse.Namespace, home: Path, report: common.Report) -> N
     rows: list[list[str]] = []
     disk: list[list[str]] = []
     loads = []
-    with common.simulator("--slots", str(PLACES), "--service-seconds", str(SECONDS)) as sim:
+    options = ("--slots", str(PLACES), "--service-seconds", str(SECONDS))
+    with common.simulator(*options, kind=common.Places) as sim:
         for kind in args.kinds:
             common.say(kind)
             found = {
@@ -151,7 +152,7 @@ def main() -> None:
                 home / "pictures-memory", max(4, int(MEMORY_IMAGES * args.scale)), KILOBYTES
             )
             options = ("--slots", str(MEMORY_PLACES), "--service-seconds", str(MEMORY_SECONDS))
-            with common.simulator(*options) as sim:
+            with common.simulator(*options, kind=common.Places) as sim:
                 peaks = {c: memory(home, c, sim, pictures) for c in args.clients}
             roles = ["all", "hub", "generate", "grade", "writer"]
             report.table(

@@ -35,7 +35,7 @@ def main() -> None:
         with common.workspace() as home:
             pictures = common.make_pictures(home / "pictures", images, kilobytes)
             options = ("--slots", str(places), "--service-seconds", str(seconds))
-            with common.simulator(*options) as sim:
+            with common.simulator(*options, kind=common.Places) as sim:
                 asked = places * 2 // n if n > 1 else places
                 work = common.Work(
                     images=tuple(pictures), n=n, gen_workers=asked, grade_workers=places

@@ -91,7 +91,9 @@ def make_pictures(folder: Path, count: int, kilobytes: int) -> list[Path]:
 
 
 class Simulator:
-    """`python -m rsd.simulator` as a process of its own."""
+    """`python -m rsd.simulator` as a process of its own, or the servers of `places.py`."""
+
+    program: tuple[str, ...] = ("-m", "rsd.simulator", "--no-image-decode")
 
     def __init__(self, *options: str) -> None:
         self.options = options
@@ -100,11 +102,9 @@ class Simulator:
 
     def start(self) -> None:
         """On the same ports as before, if there was a before."""
+        ports = ("--port", self.ports[0], "--grader-port", self.ports[1])
         self.process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "rsd.simulator", "--no-image-decode"),
-                *("--port", self.ports[0], "--grader-port", self.ports[1], *self.options),
-            ],
+            [sys.executable, *self.program, *ports, *self.options],
             stdout=subprocess.PIPE,
             text=True,
             cwd=HOME,
@@ -137,10 +137,16 @@ class Simulator:
         return (int(words[11]) + int(words[12])) / _TICK
 
 
+class Places(Simulator):
+    """The servers of `places.py`."""
+
+    program = (str(HOME / "benchmarks/places.py"),)
+
+
 @contextlib.contextmanager
-def simulator(*options: str) -> Iterator[Simulator]:
-    """A simulator for a block."""
-    running = Simulator(*options)
+def simulator(*options: str, kind: type[Simulator] = Simulator) -> Iterator[Simulator]:
+    """Servers for a block."""
+    running = kind(*options)
     try:
         yield running
     finally:

@@ -1,19 +1,15 @@
 """One HTTP call to a chat-completions endpoint, and the class of what went wrong.
 
-The total time of a call covers every byte of the answer, from its status line on: each read of the
-socket is given what is left of it. Retries are the brain's business, so the adapter does none, and
-redirects are not followed (the key must not travel to another host). What a body means is read in
-`replies.py` and `refusals.py`.
+How bytes cross the connection is in `wire.py`. Retries are the brain's business, so there are none
+here, and redirects are not followed (the key must not travel to another host). What a body means
+is read in `replies.py` and `refusals.py`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import http.client
-import io
 import ipaddress
-import math
 import re
 import socket
 import ssl
@@ -27,10 +23,8 @@ import requests
 import urllib3.exceptions
 from requests.adapters import HTTPAdapter
 from urllib3.connectionpool import HTTPConnectionPool
-from urllib3.poolmanager import PoolManager
-from urllib3.response import BaseHTTPResponse
-from urllib3.util.timeout import Timeout
 
+from rsd import __version__
 from rsd.errors import ErrorClass
 from rsd.messages import Endpoint
 from rsd.redact import Redactor
@@ -46,25 +40,16 @@ from rsd.workers.replies import (
     read_models,
     read_reply,
 )
+from rsd.workers.wire import MAX_BODY_BYTES, Answer, Body, Broken, Lines, TooLong
 
-#: Longest answer body in bytes, before and after decompression; 2,048 tokens are a few kilobytes.
-MAX_BODY_BYTES: Final = 16 * 1024 * 1024
 #: vLLM's metrics lie beside /v1, not below it.
 METRICS: Final = "/metrics"
 #: Most names of pictures that a server may hold.
 HELD_MAX: Final = 10_000
-#: Most bytes taken from the connection at once.
-CHUNK_BYTES: Final = 64 * 1024
-#: Longest time for the connection itself and for sending the request, in seconds.
-CONNECT_SECONDS: Final = 30.0
 #: Most exceptions looked at in a chain of causes.
 CAUSES_MAX: Final = 16
 
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f]")
-
-
-#: A request's body in pieces.
-Body = tuple[bytes, ...]
 
 
 def chat_body(
@@ -103,11 +88,10 @@ def chat_body(
 
 
 class _Way(NamedTuple):
-    """A path of an endpoint: the pool that connects to it, what to ask for there, the headers."""
+    """A path of an endpoint: its connections, and a request's head for it."""
 
-    pool: Any  #: urllib3's, of the kind that requests chose
-    url: str
-    headers: Any  #: names to values; the key is bytes, as requests leaves it
+    lines: Lines
+    head: bytes  #: request line and headers, but for the length of the body
 
 
 class Held:
@@ -127,78 +111,6 @@ class Held:
                 del self._names[next(iter(self._names))]
 
 
-class _Timed(io.RawIOBase):
-    """What a socket receives, until the time-out that the socket had at the start is over in all.
-
-    A time-out of a socket is one of silence: a server that drips would never meet it.
-    """
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
-        self._raw = sock.makefile("rb", buffering=0)
-        seconds = sock.gettimeout()
-        self._deadline = math.inf if seconds is None else time.monotonic() + seconds
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int | None:
-        left = self._deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError("the answer did not end within the time of a call")
-        self._sock.settimeout(None if left == math.inf else left)
-        return self._raw.readinto(buffer)
-
-    def close(self) -> None:
-        super().close()
-        self._raw.close()
-
-
-class _Source:
-    """Stands for a socket where http.client wants a file of it."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
-
-    def makefile(self, _mode: str) -> io.BufferedReader:
-        return io.BufferedReader(_Timed(self._sock))
-
-
-class _Response(http.client.HTTPResponse):
-    """An answer whose status line, headers and body share one deadline."""
-
-    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
-        super().__init__(_Source(sock), *args, **kwargs)  # type: ignore[arg-type]
-
-
-@functools.cache
-def _timed(pool: type[HTTPConnectionPool]) -> type[HTTPConnectionPool]:
-    """The same kind of pool, of connections that read their answers so."""
-    if getattr(pool.ConnectionCls, "response_class", None) is _Response:
-        return pool
-    kind = pool.ConnectionCls
-    connection = type(kind.__name__, (kind,), {"response_class": _Response})
-    return type(pool.__name__, (pool,), {"ConnectionCls": connection})
-
-
-class _Adapter(HTTPAdapter):
-    """requests' adapter over such pools, with a proxy or without."""
-
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        super().init_poolmanager(*args, **kwargs)
-        self._time(self.poolmanager)
-
-    def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
-        manager = super().proxy_manager_for(proxy, **kwargs)
-        self._time(manager)
-        return manager
-
-    @staticmethod
-    def _time(manager: PoolManager) -> None:
-        kinds = manager.pool_classes_by_scheme
-        manager.pool_classes_by_scheme = {name: _timed(pool) for name, pool in kinds.items()}
-
-
 class Client:
     """Calls one endpoint; thread-safe. `pool_size`: threads that use it at once."""
 
@@ -210,10 +122,14 @@ class Client:
         #: For messages: never with the user and password that a URL may hold.
         self.url = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
         session = requests.Session()
-        self._adapter = _Adapter(pool_connections=1, pool_maxsize=pool_size, max_retries=0)
+        self._adapter = HTTPAdapter(pool_connections=1, pool_maxsize=pool_size, max_retries=0)
+        self._pool_size = pool_size
+        self._lines: dict[int, Lines] = {}
         self._headers: dict[str, str | bytes] = {
             "Content-Type": "application/json",
             "Accept": "application/json, text/plain;q=0.5",
+            "Accept-Encoding": "identity",
+            "User-Agent": f"rsd/{__version__}",
         }
         if self._key:
             self._headers["Authorization"] = b"Bearer " + self._key.encode()
@@ -255,45 +171,31 @@ class Client:
 
     def _call(self, method: str, path: str, body: Body | None) -> tuple[bytes, Mapping[str, str]]:
         """The body of a 2xx and its headers. Raises CallFailed for all else."""
-        seconds = self.endpoint.timeout
-        response: BaseHTTPResponse | None = None
-        parts: list[bytes] = []
         try:
             way = self._way(method, path)
-            headers = way.headers
-            if body is not None:
-                headers = {**headers, "Content-Length": str(sum(map(len, body)))}
-            response = way.pool.urlopen(
-                method,
-                way.url,
-                body=body,
-                headers=headers,
-                redirect=False,
-                assert_same_host=False,
-                preload_content=False,
-                decode_content=False,
-                retries=False,
-                timeout=Timeout(total=seconds, connect=min(CONNECT_SECONDS, seconds), read=seconds),
-            )
-            self._read(response, parts)
-        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as e:
-            error = _transport_error(e)
-            refused = response is not None and not 200 <= response.status < 300
+            answer = way.lines.exchange(way.head, body or (), self.endpoint.timeout)
+        except Broken as e:
+            error = self._broken(e.__cause__, e.status)
+            refused = e.status is not None and not 200 <= e.status < 300
             if not refused or error.reason == "timeout":
                 raise CallFailed(self._cleaned(error)) from None
-        finally:
-            if response is not None:
-                response.close()
-                response.release_conn()
-        assert response is not None
-        raw = b"".join(parts)
-        if 200 <= response.status < 300:
-            return raw, response.headers
-        raise CallFailed(self._cleaned(self._refusal(response, self._scrub(raw), path)))
+            answer = Answer(e.status or 0, e.headers, e.body)
+        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as e:
+            raise CallFailed(self._cleaned(_transport_error(e))) from None
+        if 200 <= answer.status < 300:
+            return answer.body, answer.headers
+        raise CallFailed(self._cleaned(self._refusal(answer, self._scrub(answer.body), path)))
+
+    def _broken(self, e: BaseException | None, status: int | None) -> CallError:
+        if isinstance(e, TooLong):
+            text = f"the answer is longer than {MAX_BODY_BYTES} bytes"
+            return _error(ErrorClass.BAD_REPLY, text, "body_too_big", status=status)
+        assert isinstance(e, Exception)
+        return _transport_error(e)
 
     def _way(self, method: str, path: str) -> _Way:
         """How a path is reached: requests finds out about proxies, certificates and headers, once;
-        the calls then go straight to the connection pool that it names.
+        the calls then go over the connections that it names.
         """
         if _UNPRINTABLE.search(self._key):
             text = "the API key holds a line break or another control character"
@@ -308,32 +210,21 @@ class Client:
             pool = self._adapter.get_connection_with_tls_context(
                 request, self._verify, proxies=self._proxies
             )
+            assert isinstance(pool, HTTPConnectionPool)
             self._adapter.cert_verify(pool, url, self._verify, None)  # type: ignore[no-untyped-call]
-            self._adapter.add_headers(request)
             target = self._adapter.request_url(request, self._proxies)
-            headers = {k: v for k, v in request.headers.items() if k.lower() != "content-length"}
-            way = self._ways[path] = _Way(pool, target, headers)
+            host = urlsplit(request.url or "").netloc.rpartition("@")[2]
+            headers = {"Host": host, **request.headers}
+            if target.startswith("http"):  # a proxy that is no tunnel wants to know who asks
+                headers |= pool.proxy_headers
+            lines = self._lines.setdefault(id(pool), Lines(pool, self._pool_size))
+            way = self._ways[path] = _Way(lines, _head(method, target, headers))
         return way
 
-    def _read(self, response: BaseHTTPResponse, parts: list[bytes]) -> None:
-        size = 0
-        while True:
-            # read1 returns what has come; read would wait for a full chunk, however slow the drip.
-            part = response.read1(CHUNK_BYTES, decode_content=True)
-            if not part:
-                return
-            size += len(part)
-            if size > MAX_BODY_BYTES:
-                text = f"the answer is longer than {MAX_BODY_BYTES} bytes"
-                raise CallFailed(
-                    _error(ErrorClass.BAD_REPLY, text, "body_too_big", status=response.status)
-                )
-            parts.append(part)
-
-    def _refusal(self, response: BaseHTTPResponse, raw: bytes, path: str) -> CallError:
+    def _refusal(self, response: Answer, raw: bytes, path: str) -> CallError:
         status = response.status
         if 300 <= status < 400:
-            where = excerpt(self._scrub_text(response.headers.get("Location", "nowhere")), 120)
+            where = excerpt(self._scrub_text(response.headers.get("location", "nowhere")), 120)
             text = f"{status}: {self.url} redirects to {where}; not followed"
             return _error(ErrorClass.MISCONFIGURED, text, "redirect", status=status)
         text = raw.decode("utf-8", "replace")
@@ -363,6 +254,18 @@ class Client:
 
     def _cleaned(self, error: CallError) -> CallError:
         return msgspec.structs.replace(error, message=self._scrub_text(error.message))
+
+
+def _head(method: str, target: str, headers: Mapping[str, Any]) -> bytes:
+    lines = [f"{method} {target} HTTP/1.1".encode()]
+    for name, value in headers.items():
+        if name.lower() != "content-length":
+            lines.append(
+                name.encode()
+                + b": "
+                + (value if isinstance(value, bytes) else value.encode("latin-1"))
+            )
+    return b"".join(line + b"\r\n" for line in lines)
 
 
 def _is_loopback(host: str) -> bool:

@@ -15,9 +15,10 @@ from rsd.files import failpoint
 from rsd.messages import Completion, Decoding, Generate, Generated, LeaseId, Prepare, Prepared
 from rsd.vocabulary import SPOOL_REFUSED, CallError
 from rsd.workers import images
-from rsd.workers.endpoint import Body, chat_body
+from rsd.workers.endpoint import chat_body
 from rsd.workers.process import SHORT_OF_MEMORY, Worker, token_cap
 from rsd.workers.replies import CallFailed, Reply
+from rsd.workers.wire import Body
 
 #: In vLLM's words to one who asks for a file:// picture, when it was not started for that.
 NO_FILES: Final = "allowed-local-media-path"

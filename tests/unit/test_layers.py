@@ -43,7 +43,9 @@ ONLY_FROM = {
 #: Third-party library -> the places that know it.
 LIBRARIES = {
     "requests": ("rsd/workers/endpoint.py",),
-    "urllib3": ("rsd/workers/endpoint.py",),  # what requests is made of; its errors come through
+    # what requests is made of: it opens the connections, and its errors come through
+    "urllib3": ("rsd/workers/endpoint.py", "rsd/workers/wire.py"),
+    "httptools": ("rsd/workers/wire.py",),
     "PIL": ("rsd/workers/images.py", "rsd/simulator/"),
     "lmdb": ("rsd/writer/store.py",),
     "watchdog": ("rsd/hub/watcher.py",),
