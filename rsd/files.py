@@ -15,6 +15,8 @@ from rsd.names import display_path
 
 #: Suffix of every file that is not finished yet; swept when the writer starts.
 TEMPORARY = ".rsd-tmp"
+#: Suffix of a prepared picture in the spool: its data URL.
+ENCODED = ".url"
 
 
 def failpoint(name: str, number: int = signal.SIGKILL) -> None:

@@ -40,7 +40,7 @@ from rsd.workers.replies import (
     read_models,
     read_reply,
 )
-from rsd.workers.wire import MAX_BODY_BYTES, Answer, Body, Broken, Lines, TooLong
+from rsd.workers.wire import MAX_BODY_BYTES, Answer, Body, Broken, Lines, Piece, TooLong
 
 #: vLLM's metrics lie beside /v1, not below it.
 METRICS: Final = "/metrics"
@@ -54,7 +54,7 @@ _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f]")
 
 def chat_body(
     model: str,
-    data_url: bytes | None,
+    data_url: Piece | None,
     text: str,
     parameters: dict[str, Any],
     *,
@@ -68,11 +68,12 @@ def chat_body(
     names the picture; with it and without `data_url` the server must hold the picture (vLLM).
     """
     encode = msgspec.json.encode
-    parts: list[bytes] = [b'{"model":', encode(model), b',"messages":[{"role":"user","content":[']
+    parts = [b'{"model":', encode(model), b',"messages":[{"role":"user","content":[']
+    head: list[bytes] = []
     name = b',"uuid":' + encode(uuid) if uuid else b""
     if data_url is not None:
-        parts += [b'{"type":"image_url","image_url":{"url":"', data_url]
-        parts += [b'","detail":"high"}' if detail else b'"}', name, b"},"]
+        head = [*parts, b'{"type":"image_url","image_url":{"url":"']
+        parts = [b'","detail":"high"}' if detail else b'"}', name, b"},"]
     elif uuid:
         parts += [b'{"type":"image_url","image_url":null', name, b"},"]
     safe = text.encode("utf-8", "replace").decode()  # a lone surrogate is not to be had as JSON
@@ -81,10 +82,7 @@ def chat_body(
     parts.append(b"}" if rest == b"{}" else b"," + rest[1:])
     if data_url is None:
         return (b"".join(parts),)
-    at = parts.index(
-        data_url
-    )  # sent from where it lies: copying megabytes costs as much as sending
-    return b"".join(parts[:at]), data_url, b"".join(parts[at + 1 :])
+    return b"".join(head), data_url, b"".join(parts)
 
 
 class _Way(NamedTuple):

@@ -18,7 +18,7 @@ from rsd.workers import images
 from rsd.workers.endpoint import chat_body
 from rsd.workers.process import SHORT_OF_MEMORY, Worker, token_cap
 from rsd.workers.replies import CallFailed, Reply
-from rsd.workers.wire import Body
+from rsd.workers.wire import Body, Piece
 
 #: In vLLM's words to one who asks for a file:// picture, when it was not started for that.
 NO_FILES: Final = "allowed-local-media-path"
@@ -50,7 +50,14 @@ def prepare(worker: Worker, lease: LeaseId, task: Prepare) -> Prepared:
     )
     spool, roomy = Path(configuration.spool_dir), worker.roomy
     try:
-        info = images.prepare(configuration.image_dir, task.path, spool, limits, announce)
+        info = images.prepare(
+            configuration.image_dir,
+            task.path,
+            spool,
+            limits,
+            announce,
+            plain=configuration.pictures == "file",
+        )
     except images.SpoolRefused as e:
         refused = CallError(error=ErrorClass.TRANSIENT, message=str(e), reason=SPOOL_REFUSED)
         raise CallFailed(refused) from None
@@ -86,11 +93,12 @@ def ask(worker: Worker, task: Generate) -> Reply:
     sent = parameters(task)
     detail = "detail" not in task.profile.drop
 
-    def body(url: bytes | None, uuid: str = "") -> Body:
+    def body(url: Piece | None, uuid: str = "") -> Body:
         return chat_body(task.model, url, task.prompt, sent, detail=detail, uuid=uuid)
 
-    if configuration.pictures == "file" and not task.reduced:
-        path = worker.spool / task.sha256
+    path = worker.spool / task.sha256
+    # Not there: it was prepared before the setting changed.
+    if configuration.pictures == "file" and not task.reduced and path.exists():
         try:
             return client.chat(body(path.resolve().as_uri().encode()))
         except CallFailed as e:

@@ -6,6 +6,7 @@ for a damaged PNG and answers 200. Bytes that are acceptable as they are go thro
 
 from __future__ import annotations
 
+import base64
 import errno
 import hashlib
 import io
@@ -21,7 +22,7 @@ from typing import Final
 from PIL import Image, ImageChops, ImageFile, ImageOps, UnidentifiedImageError
 
 from rsd.errors import ErrorClass
-from rsd.files import TEMPORARY, refusal
+from rsd.files import ENCODED, TEMPORARY, refusal
 from rsd.vocabulary import CallError, ImageInfo
 
 #: Pillow's names of the formats behind the listed extensions; all other readers stay shut (EPS
@@ -76,11 +77,15 @@ def prepare(
     spool_dir: Path,
     limits: Limits,
     before_decode: Callable[[], None],
+    *,
+    plain: bool = False,
 ) -> ImageInfo:
     """Verify the picture at `path` (relative to `image_dir`) and spool the exact bytes to send.
 
-    The spool file is named by the sha256 of the source. `before_decode` is called right before
-    Pillow touches the bytes. Raises BadImage; SpoolRefused when the disk does not take it.
+    They are spooled as a data URL, which all processes then map (`spooled`): a picture is encoded
+    once. With `plain` the bytes themselves lie beside it, under the sha256 of the source alone.
+    `before_decode` is called right before Pillow touches the bytes. Raises BadImage; SpoolRefused
+    when the disk does not take it.
     """
     data, mtime_ns = read(image_dir, path, limits.max_file_bytes)
     sha256 = hashlib.sha256(data).hexdigest()
@@ -100,7 +105,9 @@ def prepare(
         size = f"{len(sent)} bytes as it would be sent; at most {limits.max_file_bytes >> 20} MiB"
         raise BadImage("file_too_large", size, sha256)
     try:
-        _spool(spool_dir / sha256, sent)
+        _spool(spooled(spool_dir, sha256), data_url(sent))
+        if plain:
+            _spool(spool_dir / sha256, sent)
     except OSError as e:
         raise SpoolRefused(refusal("state_dir", spool_dir, e.strerror or str(e))) from None
     return ImageInfo(
@@ -114,6 +121,11 @@ def prepare(
         sent_sha256=sha256 if sent is data else hashlib.sha256(sent).hexdigest(),
         sent_bytes=len(sent),
     )
+
+
+def spooled(spool_dir: Path, sha256: str) -> Path:
+    """Where the data URL of a picture lies."""
+    return spool_dir / f"{sha256}{ENCODED}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +205,11 @@ def flatten(image: Image.Image, background: str) -> Image.Image:
         plain.info = {}
         return plain
     return image.convert("L" if image.mode == "1" else "RGB")
+
+
+def data_url(data: bytes) -> bytes:
+    """A picture as it stands in a request."""
+    return b"data:%s;base64,%s" % (media_type(data).encode(), base64.b64encode(data))
 
 
 def halved(data: bytes) -> bytes:

@@ -5,7 +5,9 @@ probes.
 from __future__ import annotations
 
 import base64
+import contextlib
 import logging
+import mmap
 import os
 import queue
 import threading
@@ -53,8 +55,10 @@ from rsd.workers.replies import CallFailed, Reply
 
 log = logging.getLogger(__name__)
 
-#: Encoded pictures kept per process, in bytes.
+#: Encoded pictures at hand per process, in bytes; how many of them may be mapped (each is an open
+#: file); and from how many bytes on they are.
 CACHE_BYTES = 64 * 1024 * 1024
+MAPS_MAX, MAP_FROM = 32, 64 * 1024
 #: Longest answer to a probe, in tokens: enough for a few words, too few to cost anything.
 PROBE_TOKENS = 16
 #: Connections to an endpoint beside those of the call threads: looks at its load, tiny completions.
@@ -84,18 +88,25 @@ SHORT_OF_MEMORY = CallError(
 Handler = Callable[["Worker", LeaseId, Any], msgspec.Struct]
 
 
+#: A picture as it stands in a request: bytes, or a file mapped into memory.
+Url = bytes | mmap.mmap
+
+
 class Pictures:
-    """The pictures of the spool as data URLs: an LRU, so that a picture is encoded once."""
+    """The data URLs of the spool, the latest at hand. Large ones are mapped: all processes that
+    send a picture share the memory that holds it.
+    """
 
     def __init__(self, capacity: int = CACHE_BYTES) -> None:
         self._capacity = capacity
         self.named = False  #: whether names are wanted: a hash costs about as much as the encoding
         self._lock = threading.Lock()  # call threads share it
-        self._encoding = threading.Lock()
-        self._urls: OrderedDict[str, tuple[bytes, str]] = OrderedDict()
+        self._reading = threading.Lock()
+        self._urls: OrderedDict[str, tuple[Url, str]] = OrderedDict()
         self._bytes = 0
+        self._maps = 0
 
-    def get(self, spool: Path, sha256: str, *, reduced: bool) -> tuple[bytes, str]:
+    def get(self, spool: Path, sha256: str, *, reduced: bool) -> tuple[Url, str]:
         """The data URL of a picture, and a name that only these bytes have if it was made for
         `named`. Raises CallFailed when its spool file is gone.
         """
@@ -103,20 +114,31 @@ class Pictures:
         found = self._known(key)
         if found is not None:
             return found
-        with self._encoding:  # threads that want the same picture wait for the first of them
+        with self._reading:  # threads that want the same picture wait for the first of them
             found = self._known(key)
             if found is not None:
                 return found
-            url = _data_url(spool / sha256, reduced)
+            url = _data_url(images.spooled(spool, sha256))
+            if reduced:
+                whole = base64.b64decode(bytes(url).partition(b",")[2])
+                url = images.data_url(images.halved(whole))
             found = url, blake2b(url, digest_size=16).hexdigest() if self.named else ""
             with self._lock:
                 self._urls[key] = found
-                self._bytes += len(url)
-                while self._bytes > self._capacity and len(self._urls) > 1:
-                    self._bytes -= len(self._urls.popitem(last=False)[1][0])
+                self._count(url, +1)
+                while self._full and len(self._urls) > 1:
+                    self._count(self._urls.popitem(last=False)[1][0], -1)
         return found
 
-    def _known(self, key: str) -> tuple[bytes, str] | None:
+    @property
+    def _full(self) -> bool:
+        return self._bytes > self._capacity or self._maps > MAPS_MAX
+
+    def _count(self, url: Url, by: int) -> None:
+        self._bytes += by * len(url)
+        self._maps += by * isinstance(url, mmap.mmap)
+
+    def _known(self, key: str) -> tuple[Url, str] | None:
         with self._lock:
             found = self._urls.get(key)
             if found is not None:
@@ -129,12 +151,16 @@ class Pictures:
             for key in (sha256, f"{sha256}:half"):
                 found = self._urls.pop(key, None)
                 if found is not None:
-                    self._bytes -= len(found[0])
+                    self._count(found[0], -1)
 
 
-def _data_url(path: Path, reduced: bool) -> bytes:
+def _data_url(path: Path) -> Url:
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size >= MAP_FROM:
+                with contextlib.suppress(OSError):  # no more open files: then it is read
+                    return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            return file.read()
     except FileNotFoundError:
         raise CallFailed(
             CallError(
@@ -143,9 +169,6 @@ def _data_url(path: Path, reduced: bool) -> bytes:
                 reason="spool_missing",
             )
         ) from None
-    if reduced:
-        data = images.halved(data)
-    return b"data:%s;base64,%s" % (images.media_type(data).encode(), base64.b64encode(data))
 
 
 class Worker:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import io
+import mmap
 import select
 import socket
 import time
@@ -41,7 +42,8 @@ _ANY_WRAPPER: Final = zlib.MAX_WBITS | 32
 _BARE: Final = -zlib.MAX_WBITS
 
 #: A request's body in pieces, sent from where they lie: copying megabytes costs as much as sending.
-Body = tuple[bytes, ...]
+Piece = bytes | mmap.mmap
+Body = tuple[Piece, ...]
 
 
 class Answer(NamedTuple):
@@ -104,10 +106,10 @@ class Lines:
         """A connection that is open: one that was left idle and is still sound, or a new one."""
         while self._idle:
             with contextlib.suppress(IndexError):
-                connection = self._idle.pop()
-                if not _stirs(connection.sock):
-                    return connection
-                connection.close()
+                kept = self._idle.pop()
+                if not _stirs(kept.sock):
+                    return kept
+                kept.close()
         # What urlopen does for a new connection; it gives no way to do only that.
         pool = self._pool
         connection: Any = pool._new_conn()
@@ -172,9 +174,8 @@ def _stirs(sock: Any) -> bool:
     return bool(waiting.poll(0))
 
 
-def _framed(head: bytes, body: Body) -> list[bytes]:
-    first, *rest = body or (b"",)
-    return [b"%sContent-Length: %d\r\n\r\n%s" % (head, sum(map(len, body)), first), *rest]
+def _framed(head: bytes, body: Body) -> list[Piece]:
+    return [b"%sContent-Length: %d\r\n\r\n" % (head, sum(map(len, body))), *body]
 
 
 def _left(deadline: float) -> float:
@@ -184,7 +185,7 @@ def _left(deadline: float) -> float:
     return left
 
 
-def _send(sock: Any, pieces: list[bytes], deadline: float) -> OSError | None:
+def _send(sock: Any, pieces: list[Piece], deadline: float) -> OSError | None:
     """Write all pieces. A server may answer and hang up before it has read all: that error is
     returned, the answer counts.
     """

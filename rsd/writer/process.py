@@ -22,7 +22,7 @@ import msgspec
 from rsd import logs
 from rsd.errors import StateError
 from rsd.facts import ImageChecked, ImageDecided, ImageGone, ImageSetAside, Numbered
-from rsd.files import InstanceLock, failpoint, refusal, sweep_temporary
+from rsd.files import ENCODED, InstanceLock, failpoint, refusal, sweep_temporary
 from rsd.messages import (
     BacklogPage,
     Close,
@@ -211,8 +211,9 @@ class Writer:
                         record = view.image_at(txn, path)
                         sha256 = record.sha256 if record is not None else ""
                 if sha256 and not view.is_active(txn, sha256):
-                    with contextlib.suppress(OSError):
-                        (self._spool / sha256).unlink()
+                    for name in (sha256 + ENCODED, sha256):
+                        with contextlib.suppress(OSError):
+                            (self._spool / name).unlink()
 
     def _answer(self, query: Query) -> None:
         with self._store.reading() as txn:
@@ -293,7 +294,7 @@ class Writer:
                 if record is not None:
                     needed.add(record.sha256)
         for entry in self._spool.iterdir():
-            if entry.name not in needed:
+            if entry.name.removesuffix(ENCODED) not in needed:
                 with contextlib.suppress(OSError):
                     entry.unlink()
 

@@ -252,7 +252,7 @@ def test_pictures_come_from_the_spool_alone(tmp_path: Path) -> None:
         (tmp_path / "images" / "a.png").unlink()
         task = generate(server, info.sha256)
         assert isinstance(made.ask(task), Generated)
-        (tmp_path / "spool" / info.sha256).unlink()
+        (tmp_path / "spool" / f"{info.sha256}.url").unlink()
         assert isinstance(made.ask(task), Generated)  # encoded before
         made.queue.put(Drop(sha256=info.sha256))
         reply = made.ask(task)
@@ -367,7 +367,8 @@ def test_errors_come_back_with_class_and_usage(tmp_path: Path) -> None:
 @pytest.fixture
 def spooled(tmp_path: Path) -> str:
     (tmp_path / "spool").mkdir()
-    (tmp_path / "spool" / "abc").write_bytes(draw(tmp_path))
+    url = b"data:image/png;base64," + base64.b64encode(draw(tmp_path))
+    (tmp_path / "spool" / "abc.url").write_bytes(url)
     return "abc"
 
 

@@ -350,7 +350,8 @@ def test_withdrawn_pictures_leave_the_spool(hub: Hub) -> None:
     hub.start()
     hub.wait(WriterUp)
     hub.say(*decided(A, "cat", 90.0)[:-1])
-    (hub.state / "spool" / sha("cat")).write_bytes(b"x")
+    for name in (sha("cat"), f"{sha('cat')}.url"):
+        (hub.state / "spool" / name).write_bytes(b"x")
     hub.say(f.Numbered(seq=6, fact=f.ImageGone(path=A, time=9.0)))
     hub.close()
     assert list((hub.state / "spool").iterdir()) == []

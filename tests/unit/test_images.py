@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import os
 import struct
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from rsd.vocabulary import ImageInfo
-from rsd.workers.images import BadImage, Limits, halved, media_type, prepare
+from rsd.workers.images import BadImage, Limits, halved, media_type, prepare, spooled
 
 LIMITS = Limits(
     max_pixels=1_000_000,
@@ -42,8 +43,12 @@ def put(
     spool = folder / "spool"
     spool.mkdir(exist_ok=True)
     used = Limits(**{**{f: getattr(LIMITS, f) for f in Limits.__slots__}, **limits})  # type: ignore[arg-type]
-    info = prepare(os.fsencode(folder), os.fsencode(name), spool, used, lambda: None)
-    return info, (spool / info.sha256).read_bytes()
+    info = prepare(os.fsencode(folder), os.fsencode(name), spool, used, lambda: None, plain=True)
+    sent = (spool / info.sha256).read_bytes()
+    head, _, encoded = spooled(spool, info.sha256).read_bytes().partition(b",")
+    assert head == b"data:%s;base64" % media_type(sent).encode()
+    assert base64.b64decode(encoded, validate=True) == sent
+    return info, sent
 
 
 def reason(folder: Path, data: bytes, **limits: object) -> str:
