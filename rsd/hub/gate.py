@@ -55,8 +55,14 @@ def flaw_of(completion: Completion) -> str:
 
 def loops(text: str) -> bool:
     """Whether the text ends in a loop: one piece, again and again."""
-    for unit in range(1, UNIT_MAX + 1):
+    # The end of a loop stands one piece earlier as well: only such lengths are looked at.
+    end = text[-1:]
+    at = len(text) - 1
+    while (at := text.rfind(end, max(0, len(text) - 1 - UNIT_MAX), at)) >= 0:
+        unit = len(text) - 1 - at
         needed = max(LOOP_MIN, LOOP_TIMES * unit)
-        if len(text) >= needed and text[-needed:-unit] == text[unit - needed :]:
+        if len(text) < needed:
+            return False
+        if text[-needed:-unit] == text[unit - needed :]:
             return True
     return False

@@ -20,7 +20,7 @@ from rsd import logs, pointers, signals
 from rsd.config import state_dir
 from rsd.errors import StateError, UserError
 from rsd.files import InstanceLock, failpoint
-from rsd.hub import host
+from rsd.hub import children, host
 from rsd.hub.brain import Brain
 from rsd.hub.crew import Crew
 from rsd.hub.events import (
@@ -78,8 +78,6 @@ from rsd.messages import (
 )
 from rsd.settings import Settings
 from rsd.vocabulary import Recipe
-from rsd.workers import generator, grader
-from rsd.writer import process as writer
 
 log = logging.getLogger("rsd")
 
@@ -158,9 +156,9 @@ class Supervisor:
             deliver=lambda child, life, message: self.events.put(("said", child, life, message)),
             gone=lambda child, life: self.events.put(("gone", child, life)),
         )
-        self.crew = Crew(self.pool, {GENERATE: generator.main, GRADE: grader.main})
+        self.crew = Crew(self.pool, {GENERATE: children.generator, GRADE: children.grader})
         opening = opening_of(settings, recipe, state, life=os.urandom(8).hex())
-        self.writer = self.pool.add("writer", "writer", writer.main, (), from_writer_decoder)
+        self.writer = self.pool.add("writer", "writer", children.writer, (), from_writer_decoder)
         self.scribe = Scribe(opening, lambda message: self.pool.put(self.writer, message))
         self.reporter = Reporter(
             settings,
@@ -197,9 +195,9 @@ class Supervisor:
             )
         )
         try:
+            self.crew.hire(self.settings)  # all at once: their imports take the longest
             self._start_writer()
             if self._drain_until is None:
-                self.crew.hire(self.settings)
                 self.reporter.start()
                 self.reporter.notifier.ready("started")
             while self._exit is None:

@@ -41,6 +41,8 @@ _CONTROL: Final = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _FENCE: Final = re.compile(r"<\s*/?\s*answer\b[^<>\n…]*>?", re.IGNORECASE)
+#: What every match of the two begins with: most texts hold none of it, and need no closer look.
+_SUSPECT: Final = ("<", "[", "]", "◁", "#", "human", "assistant")
 #: Printable and yet unseen: fillers, and variation selectors, which can spell out a whole text.
 _UNSEEN: Final = frozenset(
     (
@@ -48,6 +50,8 @@ _UNSEEN: Final = frozenset(
         *(*range(0x180B, 0x1810), *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)),
     )
 )
+#: Printable in a text, whatever Python says.
+_LAYOUT: Final = {ord("\n"): None, ord("\t"): None}
 #: What looks like a character of the tokens above, and is another one.
 _LOOKALIKES: Final = {
     ord(a): ord(b)
@@ -107,7 +111,9 @@ def _names(seed: str, count: int) -> list[str]:
 def shown(content: str, nonce: str) -> str:
     """A candidate as the judge sees it: nothing unseen, no control token, nothing like a fence."""
     text = content[:ANSWER_MAX]
-    text = "".join(c if _seen(c) else " " for c in text).replace(nonce, _GAP)
+    if not (text.isascii() and text.translate(_LAYOUT).isprintable()):
+        text = "".join(c if _seen(c) else " " for c in text)
+    text = text.replace(nonce, _GAP)
     for pattern in (_CONTROL, _FENCE):
         text = _without(text, pattern)
     if len(content) > ANSWER_MAX:
@@ -124,8 +130,12 @@ def _without(text: str, pattern: re.Pattern[str]) -> str:
 
     The search runs on a copy of the same length, so that all else stays as the candidate wrote it.
     """
+    alike = text if text.isascii() else text.translate(_LOOKALIKES)
+    folded = alike.casefold()
+    if not any(mark in folded for mark in _SUSPECT):
+        return text
     kept, at = [], 0
-    for match in pattern.finditer(text.translate(_LOOKALIKES)):
+    for match in pattern.finditer(alike):
         kept += [text[at : match.start()], _GAP]
         at = match.end()
     return "".join([*kept, text[at:]])

@@ -278,9 +278,9 @@ def _echoed(data: Any, words: str, shown: str) -> bool:
     if _squeezed(words) in theirs:
         return True
     found = _of_object(data)
-    if isinstance(found, Score) and found.score in _claims(shown):
-        return _squeezed(found.explanation) in theirs
-    return False
+    if not isinstance(found, Score) or _squeezed(found.explanation) not in theirs:
+        return False
+    return found.score in _claims(shown)  # last, because it costs most
 
 
 def _squeezed(text: str) -> str:

@@ -37,8 +37,8 @@ HEIGHT = {
 #: Who may import a folder at all, where that is narrower than "everything above".
 ONLY_FROM = {
     "simulator": ("rsd/simulator/", "rsd/commands/"),
-    "workers": ("rsd/workers/", "rsd/hub/supervisor.py", "rsd/commands/"),
-    "writer": ("rsd/writer/", "rsd/hub/supervisor.py", "rsd/commands/"),
+    "workers": ("rsd/workers/", "rsd/hub/children.py", "rsd/commands/"),
+    "writer": ("rsd/writer/", "rsd/hub/children.py", "rsd/commands/"),
 }
 #: Third-party library -> the places that know it.
 LIBRARIES = {
@@ -246,4 +246,4 @@ def test_checker_allows_what_is_meant() -> None:
     assert impurities("rsd/hub/brain.py", good, MODULES) == []
     assert violations("rsd/hub/brain.py", good, MODULES) == []
     supervisor = "from rsd.workers import generator\nfrom rsd.writer import process"
-    assert violations("rsd/hub/supervisor.py", supervisor, MODULES) == []
+    assert violations("rsd/hub/children.py", supervisor, MODULES) == []
