@@ -34,7 +34,7 @@ from rich.table import Table  # noqa: E402
 
 from rsd.vocabulary import seed_base  # noqa: E402
 
-CLIENTS = ("rsd", "aiohttp", "openai")
+CLIENTS = ("rsd", "aiohttp", "spliced", "openai")
 PARAMS = {
     "temperature": 0.7,
     "top_p": 0.9,
@@ -202,7 +202,7 @@ def prompt() -> str:
     return str(next(iter(prompts.values())))
 
 
-def job(folder: Path, sim: Simulator, work: Work) -> Path:
+def job(folder: Path, sim: Simulator, work: Work, *, spliced: bool) -> Path:
     """What a script reads; the seeds are those that rsd draws with, so that the simulator takes
     the same time for each answer.
     """
@@ -230,6 +230,7 @@ def job(folder: Path, sim: Simulator, work: Work) -> Path:
                 "gen_workers": work.gen_workers,
                 "grade_workers": work.grade_workers,
                 "listwise": work.listwise,
+                "spliced": spliced,
                 "output": str(folder / "results.jsonl"),
             }
         )
@@ -274,8 +275,9 @@ def command_of(
     """How a client is started."""
     if client == "rsd":
         return rsd_command(folder, ([sim.generator], [sim.grader]), work, "--once")
-    script = HOME / "benchmarks" / f"script_{client}.py"
-    return [sys.executable, str(script), str(job(folder, sim, work))], clean_environment()
+    script = HOME / "benchmarks" / f"script_{'openai' if client == 'openai' else 'aiohttp'}.py"
+    file = job(folder, sim, work, spliced=client == "spliced")
+    return [sys.executable, str(script), str(file)], clean_environment()
 
 
 def _machine_cpu() -> float:

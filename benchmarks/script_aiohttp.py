@@ -18,11 +18,12 @@ import aiohttp
 from question import question
 
 
-async def post(session: aiohttp.ClientSession, url: str, body: bytes) -> Any:
+async def post(session: aiohttp.ClientSession, url: str, body: bytes | dict[str, Any]) -> Any:
     """The choices of an answer; three tries."""
+    sent: dict[str, Any] = {"data": body} if isinstance(body, bytes) else {"json": body}
     for wait in (1, 2, None):
         try:
-            async with session.post(url + "/chat/completions", data=body) as response:
+            async with session.post(url + "/chat/completions", **sent) as response:
                 if response.status == 200:
                     return (await response.json())["choices"]
                 problem = f"{response.status}: {(await response.text())[:200]}"
@@ -33,8 +34,12 @@ async def post(session: aiohttp.ClientSession, url: str, body: bytes) -> Any:
         await asyncio.sleep(wait)
 
 
-def body_of(picture: bytes, model: str, text: str, **fields: Any) -> bytes:
-    """Picture first, then the text; the base64 bytes are never encoded again."""
+def body_of(picture: bytes | str, model: str, text: str, **fields: Any) -> bytes | dict[str, Any]:
+    """Picture first, then the text. Of bytes the body is joined, and base64 never encoded again."""
+    if isinstance(picture, str):
+        url = {"type": "image_url", "image_url": {"url": picture}}
+        content = [url, {"type": "text", "text": text}]
+        return {"model": model, "messages": [{"role": "user", "content": content}], **fields}
     head = b'{"messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"'
     rest = json.dumps({"model": model, **fields}).encode()
     middle = b'"}},{"type":"text","text":%s}]}],' % json.dumps(text).encode()
@@ -64,7 +69,8 @@ async def main(job: dict[str, Any]) -> None:
                 image, first = draws.get_nowait()
                 if "url" not in image:
                     data = Path(image["path"]).read_bytes()
-                    image["url"] = b"data:image/png;base64," + base64.b64encode(data)
+                    url = b"data:image/png;base64," + base64.b64encode(data)
+                    image["url"] = url if job["spliced"] else url.decode()
                 asked = job["params"] | {"seed": image["seed"] + first}
                 if job["n"] > 1:
                     asked["n"] = job["n"]

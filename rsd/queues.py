@@ -5,8 +5,8 @@ moment leaves the lock taken for ever (cpython issues 96062 and 87971). A mailbo
 pipes that belong to one worker alone: whoever dies, the other end sees EOF and the siblings see
 nothing. Frames are JSON bytes, never pickle.
 
-A message is written by the thread that has it, and a read takes all that has come: on a loaded
-machine handing a message to another thread costs more than writing it.
+A message is written by the thread that has it, the hub's of one turn together, and a read takes all
+that has come: on a loaded machine waking the other side costs more than writing.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Frames:
 
 
 class WorkQueue(Generic[In]):
-    """The hub's end. `put` never blocks; what comes back goes to `deliver` on a reader thread."""
+    """The hub's end. Nothing blocks here; what comes back goes to `deliver` on a reader thread."""
 
     def __init__(self, context: SpawnContext, name: str) -> None:
         self.name = name
@@ -87,6 +87,7 @@ class WorkQueue(Generic[In]):
         #: For the child process: (inbox, outbox). `start` closes the hub's copies of them.
         self.child_ends: tuple[Connection, Connection] = (child_inbox, child_outbox)
         self._changed = threading.Condition()
+        self._turn: list[bytes] = []  # what was put since the last flush
         self._waiting: deque[bytes] = deque()  # what the pipe had no room for
         self._closing = False
 
@@ -108,8 +109,17 @@ class WorkQueue(Generic[In]):
         threading.Thread(target=self._send, name=f"{self.name}-tx", daemon=True).start()
 
     def put(self, message: msgspec.Struct) -> None:
-        """Queue a message for this worker; lost if the worker is dead, which `gone` tells."""
-        frame = frame_of(message)
+        """Queue a message for this worker, to be sent with the next `flush`; lost if the worker is
+        dead, which `gone` tells. One thread may put and flush.
+        """
+        self._turn.append(frame_of(message))
+
+    def flush(self) -> None:
+        """Send what was put."""
+        if not self._turn:
+            return
+        frame = b"".join(self._turn)
+        self._turn.clear()
         with self._changed:
             if self._closing:
                 return
@@ -120,7 +130,7 @@ class WorkQueue(Generic[In]):
                 self._changed.notify()
 
     def close(self) -> None:
-        """End the sender; the child sees EOF once everything queued before has been sent."""
+        """End the sender; the child sees EOF once everything flushed before has been sent."""
         with self._changed:
             self._closing = True
             self._changed.notify()

@@ -149,9 +149,15 @@ class Pool:
         )
 
     def put(self, child: Child, message: msgspec.Struct) -> None:
-        """Queue a message for a child; lost when it is dead."""
+        """Queue a message for a child, to be sent with the next `flush`; lost when it is dead."""
         if child.queue is not None:
             child.queue.put(message)
+
+    def flush(self) -> None:
+        """Send what was put for all children."""
+        for child in self.children.values():
+            if child.queue is not None:
+                child.queue.flush()
 
     def reap(self, child: Child, now: float) -> str:
         """Its pipe is closed: collect the process and plan the restart. Returns how it ended."""
@@ -196,6 +202,7 @@ class Pool:
         child = self.children[name]
         child.wanted, child.closing, child.restart_at = False, True, None
         if child.queue is not None:
+            child.queue.flush()
             child.queue.close()
         if child.process is None:
             del self.children[name]

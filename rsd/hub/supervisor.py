@@ -85,6 +85,9 @@ log = logging.getLogger("rsd")
 TICK_SECONDS = 0.25
 #: Events handled between two looks at the clock.
 BURST = 256
+#: Seconds that the first event of a turn waits for company: every turn wakes children, and they
+#: have work for that long (a lease more than threads).
+GATHER_SECONDS = 0.004
 #: Seconds that the writer may take to commit and to write its last results when the hub stops.
 FLUSH_SECONDS = 30.0
 #: The same after a second signal; a third one ends even that.
@@ -218,6 +221,8 @@ class Supervisor:
         wait = max(0.0, self._next_tick - time.monotonic())
         try:
             self._handle(self.events.get(timeout=wait))
+            if wait > GATHER_SECONDS:
+                time.sleep(GATHER_SECONDS)
             for _ in range(BURST):
                 self._handle(self.events.get_nowait())
         except queue.Empty:
@@ -227,6 +232,7 @@ class Supervisor:
             self._next_tick = now + TICK_SECONDS
             self._tick(now)
             self._decide()
+        self.pool.flush()
 
     def _handle(self, event: tuple[Any, ...]) -> None:
         match event:
@@ -473,6 +479,7 @@ class Supervisor:
         self.folder.stop()
         self.writer.wanted = False
         self.scribe.close()
+        self.pool.flush()
         began = time.monotonic()
         while self.writer.process is not None and (self.scribe.up or not self.scribe.settled):
             patience = HASTE_SECONDS if self._signals > 1 else FLUSH_SECONDS

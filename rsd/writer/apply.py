@@ -73,6 +73,12 @@ class Application:
         self._applied.seq = numbered.seq
         self._rules[type(numbered.fact)](numbered.fact)
 
+    def filed(self, rows: list[bytes]) -> None:
+        """These rows of the outbox have become files."""
+        for row in rows:
+            if self.txn.delete("outbox", row):
+                self.stats.outbox -= 1
+
     def finish(self) -> Stats:
         """Write counters and the number of the last fact."""
         self.tallies.finish()

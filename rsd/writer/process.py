@@ -1,8 +1,8 @@
 """The writer process: group commit, outbox, summary. It decides nothing.
 
-Block for one message, gather what has come (at most BATCH facts or GATHER_SECONDS), one
-transaction, acknowledge, then write a few results. A disk that refuses loses nothing: the batch is
-kept and tried again, and pings are answered with the reason meanwhile.
+Block for one message, gather what comes (at most BATCH facts, until GATHER_SECONDS after the last
+commit), one transaction, acknowledge, then write a few results. A disk that refuses loses nothing:
+the batch is kept and tried again, and pings are answered with the reason meanwhile.
 """
 
 from __future__ import annotations
@@ -54,8 +54,9 @@ from rsd.writer.store import StateRefused, Store, Transaction
 
 log = logging.getLogger(__name__)
 
-#: Facts in one transaction, and seconds that the first of them waits for company.
-BATCH, GATHER_SECONDS = 128, 0.02
+#: Facts in one transaction, and seconds from one commit to the next: facts that come alone are
+#: committed at once, and many together, for each commit costs a sync and some ten pages.
+BATCH, GATHER_SECONDS = 256, 0.05
 #: Results written between two batches of facts.
 RESULTS_PER_TURN = 16
 #: Seconds between two tries when the disk refuses, and between two sweeps of dead readers.
@@ -100,6 +101,7 @@ class Writer:
         self._reader_check = time.monotonic()
         self._stats = Stats()
         self._last_seq = 0  # of the facts that are committed
+        self._committed_at = 0.0  # monotonic
 
     def run(self) -> None:
         """Open for business, then serve until told to close; ends the process."""
@@ -109,7 +111,7 @@ class Writer:
         threading.Thread(target=self._read, name="inbox", daemon=True).start()
         while True:
             batch, queries, close = self._gather()
-            if batch:
+            if batch or self._publisher.filed:
                 self._commit(batch)
             for query in queries:
                 self._answer(query)
@@ -146,12 +148,14 @@ class Writer:
                 self._pending.put(message)
 
     def _gather(self) -> tuple[list[Numbered], list[Query], bool]:
-        """What is to be done next: facts first, then the questions that came after them."""
+        """What is to be done next: facts first, then the questions, whenever they came."""
         batch: list[Numbered] = []
+        queries: list[Query] = []
         now = time.monotonic()
         wait = 0.0 if self._publisher.pending else self._publisher.summary_due(now)
         wait = min(max(wait, self._output_at - now), READER_CHECK_SECONDS)
-        deadline: float | None = None
+        if self._publisher.filed:
+            wait = min(wait, max(0.0, self._committed_at + GATHER_SECONDS - now))
         while len(batch) < BATCH:
             try:
                 message = (
@@ -162,17 +166,16 @@ class Writer:
             match message:
                 case Numbered():
                     batch.append(message)
-                    deadline = deadline or time.monotonic() + GATHER_SECONDS
                 case Close():
-                    return batch, [], True
+                    return batch, queries, True
                 case Resettle():
                     self._publisher.resettle(message)
                 case Open():
                     pass
                 case _:
-                    return batch, [message], False
-            wait = max(0.0, (deadline or time.monotonic()) - time.monotonic())
-        return batch, [], False
+                    queries.append(message)
+            wait = max(0.0, self._committed_at + GATHER_SECONDS - time.monotonic())
+        return batch, queries, False
 
     def _commit(self, batch: list[Numbered]) -> None:
         stats = Stats()
@@ -182,6 +185,7 @@ class Writer:
             application = Application(txn, self._opening.life)
             for numbered in batch:
                 application.apply(numbered)
+            application.filed(self._publisher.filed)
             stats = application.finish()
             failpoint("writer.before-commit")
             if any(isinstance(numbered.fact, ImageDecided) for numbered in batch):
@@ -190,9 +194,11 @@ class Writer:
         while not self._attempt("state_dir", lambda: self._store.write(work)):
             time.sleep(RETRY_SECONDS)
         failpoint("writer.after-commit")
+        self._committed_at = time.monotonic()
         self._stats = stats
         self._publisher.committed(stats)
-        self._last_seq = batch[-1].seq
+        if batch:
+            self._last_seq = batch[-1].seq
         self._mailbox.reply(Committed(seq=self._last_seq, stats=stats))
         self._unspool(batch)
 
@@ -249,10 +255,6 @@ class Writer:
     def _write_some(self) -> None:
         if self._publisher.pending:
             self._publisher.drain(RESULTS_PER_TURN)
-            if not self._publisher.pending:  # the hub's status tells when all files are there
-                with self._store.reading() as txn:
-                    self._stats = txn.stats()
-                self._mailbox.reply(Committed(seq=self._last_seq, stats=self._stats))
         self._publisher.summary()
 
     def _publish_all(self) -> None:
@@ -261,6 +263,8 @@ class Writer:
         def work() -> None:
             while self._publisher.pending:
                 self._publisher.drain(RESULTS_PER_TURN)
+            if self._publisher.filed:
+                self._commit([])
             self._publisher.summary(force=True)
 
         self._attempt("output_dir", work)

@@ -1,7 +1,7 @@
 """The outbox: result files and summary.json, rendered from committed data alone.
 
 A result's name and content are functions of what is committed, so writing it again after a crash is
-harmless; its outbox row is deleted in the transaction after the file is durable.
+harmless; its outbox row is deleted in the next transaction after the file is durable.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rsd.vocabulary import Stats
 from rsd.writer import view
 from rsd.writer.records import FAILED, HIGH, LOW, OutboxRecord, Tally
 from rsd.writer.results import failed_document, result_document, summary_document
-from rsd.writer.store import Store, Transaction, decode
+from rsd.writer.store import Store, decode
 
 #: Folders of results; an image has a file in one of them at most.
 FOLDERS = (HIGH, LOW, FAILED)
@@ -45,6 +45,7 @@ class Publisher:
         with store.reading() as txn:
             self.pending = txn.entries("outbox")
             self._ended = _ended(txn.stats())
+        self.filed: list[bytes] = []  #: rows that are files by now
         self._summary_ended = self._ended
         self._changed_at: float | None = 0.0
         self._written_at = -SUMMARY_PAUSE
@@ -54,33 +55,26 @@ class Publisher:
         self._config, self._interval = message.summary, message.checkpoint_interval
 
     def committed(self, stats: Stats) -> None:
-        """Facts were committed."""
+        """Facts were committed, and the rows of `filed` deleted with them."""
+        self.filed = []
         self.pending = stats.outbox
         self._ended = _ended(stats)
         if self._changed_at is None:
             self._changed_at = time.monotonic()
 
     def drain(self, limit: int) -> None:
-        """Write up to `limit` results and delete their rows."""
+        """Write up to `limit` results; their rows are then in `filed`, to be deleted with the next
+        commit.
+        """
+        start = self.filed[-1] + b"\0" if self.filed else b""
         with self._store.reading() as txn:
-            rows = txn.scan("outbox", limit=limit)
-        for _, value in rows:
+            rows = txn.scan("outbox", start=start, limit=limit)
+        for row, value in rows:
             self._write(decode(OutboxRecord, value))
             failpoint("writer.after-replace")
-
-        def work(txn: Transaction) -> None:
-            stats = txn.stats()
-            for row, _ in rows:
-                if txn.delete("outbox", row):
-                    stats.outbox -= 1
-            txn.put("stats", b"all", stats)
-
-        if rows:
-            self._store.write(work)
+            self.filed.append(row)
         failpoint("writer.outbox-drain")
-        self.pending -= len(rows)
-        if not rows:
-            self.pending = 0
+        self.pending = self.pending - len(rows) if rows else 0
 
     def _write(self, row: OutboxRecord) -> None:
         with self._store.reading() as txn:

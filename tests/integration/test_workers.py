@@ -71,6 +71,7 @@ class Worker:
     def lend(self, task: Task) -> int:
         self.number += 1
         self.queue.put(Lease(lease=self.number, task=task))
+        self.queue.flush()
         return self.number
 
     def hear(self) -> Any:
@@ -109,6 +110,7 @@ def worker(target: Callable[..., None], server: Server, tmp_path: Path) -> Itera
     made = Worker(target)
     try:
         made.queue.put(configure(server.url, tmp_path))
+        made.queue.flush()
         ready = made.hear()
         assert ready == WorkerReady(pid=made.process.pid or 0)
         yield made
@@ -255,6 +257,7 @@ def test_pictures_come_from_the_spool_alone(tmp_path: Path) -> None:
         (tmp_path / "spool" / f"{info.sha256}.url").unlink()
         assert isinstance(made.ask(task), Generated)  # encoded before
         made.queue.put(Drop(sha256=info.sha256))
+        made.queue.flush()
         reply = made.ask(task)
         sent = [r.json["messages"] for r in server.requests]
     assert isinstance(reply, Failed)
@@ -343,6 +346,7 @@ def test_a_reload_changes_endpoints_and_keys(tmp_path: Path) -> None:
         changed = configure(other.url, tmp_path)
         fresh = Endpoint(url=other.url, key="other", timeout=PATIENCE)
         made.queue.put(msgspec.structs.replace(changed, endpoints=(fresh,)))
+        made.queue.flush()
         gone = made.ask(generate(server, info.sha256))
         reply = made.ask(generate(other, info.sha256))
         assert other.requests[0].headers["Authorization"] == "Bearer other"

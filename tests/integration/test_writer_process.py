@@ -99,6 +99,7 @@ class Hub:
                 summary=SUMMARY,
             )
         )
+        self.pipe.flush()
 
     def wait(self, kind: type[M], fits: Callable[[M], bool] = lambda _: True) -> M:
         """The next message of this kind that fits; what comes before it is dropped."""
@@ -121,6 +122,7 @@ class Hub:
     def close(self) -> None:
         """An orderly end."""
         self.pipe.put(Close())
+        self.pipe.flush()
         assert self.death() == 0
 
     def kill(self) -> None:
@@ -132,6 +134,7 @@ class Hub:
     def say(self, *facts: f.Numbered) -> None:
         for fact in facts:
             self.pipe.put(fact)
+            self.pipe.flush()
 
     def committed(self, seq: int) -> Committed:
         return self.wait(Committed, lambda c: c.seq >= seq)
@@ -273,6 +276,7 @@ def test_killed_at_any_point_a_successor_ends_with_the_same(
             break
     else:
         hub.pipe.put(Close())  # it dies while it drains the outbox
+        hub.pipe.flush()
         assert hub.death() == -signal.SIGKILL
     hub.child.join(PATIENCE)
     assert hub.child.exitcode == -signal.SIGKILL
@@ -362,17 +366,23 @@ def test_questions_are_answered_in_their_order_after_the_facts_before_them(hub: 
     hub.wait(WriterUp)
     hub.say(*decided(A, "cat", 10.0))
     hub.pipe.put(FindContent(query=1, sha256=sha("cat"), image="00" * 16))
+    hub.pipe.flush()
     hub.pipe.put(FindImages(query=2, status="low"))
+    hub.pipe.flush()
     enrolled = f.ImageEnrolled(path=B, size=2, mtime_ns=2, time=4.0)
     hub.say(f.Numbered(seq=7, fact=enrolled))
     hub.pipe.put(ReadBacklog(query=3, after=0, count=10))
+    hub.pipe.flush()
     hub.pipe.put(ListPending(query=4, after=0, count=10))
+    hub.pipe.flush()
     known, other = (
         FileStat(path=B, size=2, mtime_ns=2),
         FileStat(path=C, size=2, mtime_ns=2),
     )
     hub.pipe.put(ComparePaths(query=5, files=(known, other)))
+    hub.pipe.flush()
     hub.pipe.put(Ping(query=6))
+    hub.pipe.flush()
     mine = image_id(A, 0)
     assert hub.wait(ContentFound) == ContentFound(
         query=1, sha256=sha("cat"), image="00" * 16, owner=mine
@@ -388,6 +398,7 @@ def test_an_idle_writer_answers_pings_and_ends_with_its_hub(hub: Hub) -> None:
     hub.start()
     hub.wait(WriterUp)
     hub.pipe.put(Ping(query=3))
+    hub.pipe.flush()
     assert hub.wait(Pong) == Pong(query=3, blocked="")
     hub.pipe.close()
     assert hub.death() == 0
@@ -417,6 +428,7 @@ def test_the_summary_follows_after_the_interval_and_a_reload(hub: Hub) -> None:
     hub.wait(WriterUp)
     config = msgspec.structs.replace(SUMMARY, score_threshold=70.0)
     hub.pipe.put(Resettle(summary=config, checkpoint_interval=1))
+    hub.pipe.flush()
     hub.say(*decided(A, "cat", 90.0))
     hub.committed(6)
     end = time.monotonic() + 8  # less than the ten seconds of an ordinary change
@@ -453,6 +465,7 @@ def test_a_full_disk_under_the_results_loses_nothing(hub: Hub, tmp_path: Path) -
         hub.say(f.Numbered(seq=7, fact=f.ImageEnrolled(path=B, size=1, mtime_ns=1, time=1.0)))
         hub.committed(7)
         hub.pipe.put(Ping(query=1))
+        hub.pipe.flush()
         assert "No space" in hub.wait(Pong).blocked
         (disk / "ballast").unlink()
         assert hub.wait(WriterBlocked).reason == ""
@@ -476,6 +489,7 @@ def test_a_full_disk_under_the_state_loses_nothing(hub: Hub, tmp_path: Path) -> 
         hub.say(*image)
         assert hub.wait(WriterBlocked).reason
         hub.pipe.put(Ping(query=1))
+        hub.pipe.flush()
         assert hub.wait(Pong).blocked, "a writer that waits is alive"
         (disk / "ballast").unlink()
         assert hub.wait(WriterBlocked).reason == ""
