@@ -34,6 +34,8 @@ CANDIDATE = re.compile(rb"drawn as ([0-9a-f]+-\d+)")
 FENCE = re.compile(rb'<answer id=\\"([^"\\]+)\\"')
 #: Bytes of a picture's end that tell it from others: a PNG's last checksums are among them.
 TAIL = 64
+#: A request without a picture is a probe for 16 tokens; an answer has some hundred.
+PROBE_SHARE = 0.1
 #: A connection's first buffer, in bytes; it grows to the largest request.
 BUFFER = 64 * 1024
 NETLIST = "\n".join(f"block B{k}; wire B{k}.out -> B{k + 1}.in" for k in range(18))
@@ -71,8 +73,8 @@ class Side:
             known.append(bytes(buffer[start:end]))
         return b"%08x" % crc32(key)
 
-    def serve(self, parts: list[bytes], done: Callable[[], None]) -> None:
-        """`done` when each part has had its own time in a place."""
+    def serve(self, parts: list[bytes], share: float, done: Callable[[], None]) -> None:
+        """`done` when each part has had its own time in a place, or this share of it."""
         left = len(parts)
 
         def one_done() -> None:
@@ -82,7 +84,7 @@ class Side:
                 done()
 
         for part in parts:
-            self._one(service_seconds(self.seconds, part.decode()), one_done)
+            self._one(share * service_seconds(self.seconds, part.decode()), one_done)
 
     def _one(self, seconds: float, done: Callable[[], None]) -> None:
         if not self.slots and not seconds:
@@ -223,7 +225,7 @@ class Connection(asyncio.BufferedProtocol):
                     side.calls[call] = side.calls.get(call, 0) + 1
             self._answer(completion(side.role, contents))
 
-        side.serve(parts, done)
+        side.serve(parts, 1.0 if real else PROBE_SHARE, done)
 
     def _answer(self, data: bytes, status: bytes = b"200 OK") -> None:
         head = b"HTTP/1.1 %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"

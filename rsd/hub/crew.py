@@ -31,8 +31,10 @@ class Crew:
         """All of them, those that are about to leave included."""
         return [c for c in self._pool.children.values() if c.role in self._mains]
 
-    def hire(self, settings: Settings) -> None:
-        """Places for as many as the settings say; the processes start with the pool's next look."""
+    def hire(self, settings: Settings, graders_at: float = 0.0) -> None:
+        """Places for as many as the settings say; the processes start with the pool's next look,
+        graders not before a (monotonic) time.
+        """
         generate, grade = slots(settings)
         for role, count, threads in (
             (GENERATE, settings.processes.generators, generate),
@@ -41,7 +43,9 @@ class Crew:
             for _ in range(count):
                 self._serial += 1
                 name = f"{WORDS[role]}-{self._serial}"
-                self._pool.add(name, role, self._mains[role], (name, threads), from_worker_decoder)
+                main = self._mains[role]
+                child = self._pool.add(name, role, main, (name, threads), from_worker_decoder)
+                child.restart_at = graders_at if role == GRADE else 0.0
 
     def follow(self, before: Settings, after: Settings) -> list[str]:
         """After a reload: the same workers are told, or others are hired for them when their number

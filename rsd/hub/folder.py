@@ -15,7 +15,7 @@ from typing import Any
 
 from rsd.facts import ImageEnrolled, ImageGone
 from rsd.hub.events import Event, FilesSeen, PathsGone, ScanDone
-from rsd.hub.watcher import SLICE, Watcher
+from rsd.hub.watcher import READY_SLICE, SLICE, Watcher
 from rsd.messages import ComparePaths, ListPending, Query
 from rsd.names import display_path
 from rsd.settings import Settings
@@ -120,8 +120,8 @@ class Folder:
 
     def _gone(self, paths: tuple[bytes, ...]) -> None:
         now = time.time()
-        for k in range(0, len(paths), SLICE):
-            facts = tuple(ImageGone(path=path, time=now) for path in paths[k : k + SLICE])
+        for k in range(0, len(paths), READY_SLICE):
+            facts = tuple(ImageGone(path=path, time=now) for path in paths[k : k + READY_SLICE])
             self._put(PathsGone(facts=facts))
 
     def _compare(self, files: tuple[FileStat, ...]) -> None:

@@ -1,26 +1,30 @@
 """How much each endpoint may be asked: concurrency, cool-downs, circuit. Pure; times are given.
 
 Concurrency is slow start, then additive growth while the limit is really used, and one cut by
-`CUT` per episode of rate limiting (TCP's AIMD with inspect_ai's figures). A server that only
-queues never refuses: vLLM says in its metrics how many requests run and how many wait, and the
-limit follows the running ones. An endpoint
-that fails altogether is *down* and asked by tiny probes until one is answered, so that an outage
-consumes no work.
+`CUT` per episode of rate limiting (TCP's AIMD with inspect_ai's figures). What was in flight when a
+call was refused is what the server takes: the limit comes back to it soon and goes beyond it rarely
+(as TCP's CUBIC does). A server that only queues never refuses: vLLM says in its metrics how many
+requests run and how many wait, and the limit follows the running ones. An endpoint that fails
+altogether is *down* and asked by tiny probes until one is answered, so that an outage consumes no
+work.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from rsd.errors import ErrorClass
 from rsd.vocabulary import Allowance, CallError, Profile
 
-#: Requests in flight that an endpoint starts with; slow start doubles it every round trip.
-FIRST_LIMIT = 32.0
+#: Requests in flight that an endpoint starts with, or this share of its cap if that is more; slow
+#: start doubles it every round trip.
+FIRST_LIMIT, FIRST_SHARE = 32.0, 0.5
 #: Factor of a cut, and the seconds within which further refusals belong to the same episode.
 CUT, EPISODE_SECONDS = 0.8, 15.0
-#: Seconds after a cut in which the limit does not grow.
-HOLD_SECONDS = 8.0
+#: Seconds after a cut in which the limit does not grow, and in which it does not pass what the
+#: server had taken.
+HOLD_SECONDS, PROBE_SECONDS = 2.0, 12.0
 #: Share of the limit that must be in use for answers to count as a reason to grow.
 USED_TO_GROW = 0.8
 #: Failures in a row, none answered in between, after which an endpoint counts as down.
@@ -29,11 +33,13 @@ FAILURES_TO_OPEN = 4
 REFUSALS_TO_PAUSE = 12
 #: Longest pause between two probes of an endpoint that is down, and of one that is misconfigured.
 PROBE_PAUSE_MAX, SETUP_PAUSE_MAX = 15.0, 60.0
-#: Pause after a rate limit that names no time.
+#: Pause after a rate limit that names no time, of a server that takes nothing at all.
 COOL_DOWN = 1.0
 #: Seconds between two looks at a server's own load, and the share of an endpoint's calls that may
 #: wait in the server's queue: enough that a free slot finds one, too few to matter.
 LOAD_SECONDS, QUEUE_SHARE = 1.0, 0.05
+#: The same in slow start, which goes on as long as a server says that nothing waits.
+START_SECONDS = 0.1
 #: Longest time that a server's Retry-After is believed.
 RETRY_AFTER_MAX = 3600.0
 
@@ -61,6 +67,7 @@ class EndpointLimit:
     refusals: int = 0  #: in a row
     cool_until: float = 0.0
     cut_at: float = -EPISODE_SECONDS
+    taken: float = math.inf  #: in flight when the last call was refused
     probe_at: float = 0.0
     pause: float = 0.0
     probing: bool = False
@@ -72,10 +79,14 @@ class EndpointLimit:
     queued: float = 0.0  #: of our calls, those that wait in the server's queue, by its last word
     window_left: float = 0.0  #: calls that the server will take before `window_until`
     window_until: float = 0.0
+    _half: float = 1.0  #: of the limit before the last cut: less is not concluded in one episode
     _credit: int = 0  #: answers that may still grow the limit: it was in use when they began
 
     def __post_init__(self) -> None:
-        self.limit = min(FIRST_LIMIT, float(self.cap))
+        self.limit = self._first()
+
+    def _first(self) -> float:
+        return min(max(FIRST_LIMIT, FIRST_SHARE * self.cap), float(self.cap))
 
     def room(self, now: float) -> int:
         """Requests that may be started now."""
@@ -128,6 +139,8 @@ class EndpointLimit:
         if self._credit and now >= self.cool_until and now >= self.cut_at + HOLD_SECONDS:
             self._credit -= 1
             self.limit += 1.0 if self.slow_start else 1.0 / self.limit
+            if now < self.cut_at + PROBE_SECONDS:
+                self.limit = min(self.limit, self.taken)
             self.limit = min(self.limit, float(self.cap))
 
     def failed(self, error: CallError, now: float, started: float | None = None) -> None:
@@ -163,9 +176,12 @@ class EndpointLimit:
         """The server told its load, in sequences: `n` answers of a request count as `n`, and those
         of other clients are among them, so our calls wait in proportion.
         """
-        self.observe_at = now + LOAD_SECONDS
+        rising = self.slow_start and self.limit < self.cap
+        self.observe_at = now + (START_SECONDS if rising else LOAD_SECONDS)
         self.queued = waiting * self.in_flight / (running + waiting) if waiting else 0.0
         fair = max(1.0, QUEUE_SHARE * self.in_flight)
+        if rising and not waiting and self.in_flight >= USED_TO_GROW * int(self.limit):
+            self.limit = min(2 * self.limit, float(self.cap))
         if self.queued > fair:
             self.slow_start = False
             self.limit = max(1.0, min(self.limit, float(self.in_flight)) - (self.queued - fair))
@@ -188,7 +204,7 @@ class EndpointLimit:
         self.max_model_len = max_model_len or self.max_model_len
         self.state, self.reason = UP, ""
         self.failures = self.refusals = 0
-        self.limit = min(FIRST_LIMIT, float(self.cap))
+        self.limit = self._first()
         self.slow_start = True
         self.cool_until = 0.0
         self.observable, self.queued = True, 0.0
@@ -196,17 +212,24 @@ class EndpointLimit:
     def _cut(self, error: CallError, now: float, started: float | None) -> None:
         self.rate_limited += 1
         wait = min(error.retry_after or COOL_DOWN, RETRY_AFTER_MAX)
-        self.cool_until = max(self.cool_until, now + wait)
         if self.state != UP:  # a probe met the limit: the server is there
+            self.cool_until = max(self.cool_until, now + wait)
             self.probe_at = now + wait
             return
+        if error.retry_after or not self.in_flight:
+            self.cool_until = max(self.cool_until, now + wait)
         self.reason = error.message or error.reason
         # A call that was sent after the last cut says that it was not enough.
         again = started is not None and started > self.cut_at
         if again or now >= self.cut_at + EPISODE_SECONDS:
             self.cut_at = now
             self.slow_start = False
+            self._half = self.limit / 2
             self.limit = max(1.0, self.limit * CUT)
+            self.taken = math.inf
+        if not error.retry_after:  # else it is a matter of time, not of how many at once
+            self.taken = min(self.taken, max(1.0, float(self.in_flight), self._half))
+            self.limit = min(self.limit, self.taken)
 
     def _pause(self, now: float, most: float) -> float:
         # Calls that were in flight when it began all fail before the next probe is due: only what

@@ -92,6 +92,8 @@ GATHER_SECONDS = 0.004
 FLUSH_SECONDS = 30.0
 #: The same after a second signal; a third one ends even that.
 HASTE_SECONDS = 5.0
+#: Seconds that graders are started after the generators.
+GRADERS_LATER = 0.4
 #: Facts under way above which no new files are taken from the watcher.
 ARRIVALS_PAUSE = 500
 
@@ -198,7 +200,9 @@ class Supervisor:
             )
         )
         try:
-            self.crew.hire(self.settings)  # all at once: their imports take the longest
+            # Before the writer is open, because imports take the longest; the first candidates
+            # come from generators, which should not share the processors with graders meanwhile.
+            self.crew.hire(self.settings, graders_at=time.monotonic() + GRADERS_LATER)
             self._start_writer()
             if self._drain_until is None:
                 self.reporter.start()

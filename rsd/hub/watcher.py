@@ -33,8 +33,11 @@ from rsd.vocabulary import FileStat
 
 log = logging.getLogger("rsd")
 
-#: Files compared with the writer at once, and paths of undecided images looked at in one page.
-SLICE = 256
+#: Files compared with the writer at once, and paths of undecided images looked at in one page: the
+#: writer answers some twenty times a second while it is busy.
+SLICE = 1024
+#: Files reported at once.
+READY_SLICE = 256
 #: Events waiting for the thread; more means that a rescan is needed.
 EVENTS_MAX = 50_000
 #: A rescan takes at most this share of the time.
@@ -252,8 +255,8 @@ class Watcher:
                 self._table.forget(path)
             elif self._table.confirm(path, about.st_size, about.st_mtime_ns, now):
                 ready.append(FileStat(path=path, size=about.st_size, mtime_ns=about.st_mtime_ns))
-        for k in range(0, len(ready), SLICE):
-            self._ready(tuple(ready[k : k + SLICE]))
+        for k in range(0, len(ready), READY_SLICE):
+            self._ready(tuple(ready[k : k + READY_SLICE]))
 
     # -------------------------------------------------------------------------------------- scans
 

@@ -13,6 +13,7 @@ from rsd.hub.limits import (
     MISCONFIGURED,
     QUOTA,
     REFUSALS_TO_PAUSE,
+    START_SECONDS,
     UP,
     EndpointLimit,
     pick_endpoint,
@@ -35,6 +36,7 @@ def error(kind: ErrorClass, **fields: object) -> CallError:
 
 def test_slow_start_doubles_every_round_trip_up_to_the_cap() -> None:
     e = endpoint(cap=80)
+    e.limit = FIRST_LIMIT
     sizes = []
     for trip in range(4):
         count = e.room(trip)
@@ -45,6 +47,32 @@ def test_slow_start_doubles_every_round_trip_up_to_the_cap() -> None:
             e.succeeded(float(trip))
             e.ended()
     assert sizes == [FIRST, 2 * FIRST, 80, 80]
+
+
+def test_it_begins_with_half_of_a_large_cap_and_all_of_a_small_one() -> None:
+    assert [int(endpoint(cap=cap).limit) for cap in (16, 64, 300)] == [16, FIRST, 150]
+
+
+def test_a_server_that_says_that_nothing_waits_is_filled_before_it_answers() -> None:
+    e = endpoint(cap=256)
+    e.limit, now, rises = FIRST_LIMIT, 0.0, []
+    while e.room(now):
+        for _ in range(e.room(now)):
+            e.started()
+        assert e.load_due(now)
+        e.loaded(e.in_flight, 0, now)
+        rises.append(int(e.limit))
+        now += START_SECONDS
+    assert rises == [64, 128, 256, 256]
+    assert not e.load_due(now), "at the cap a look a second is enough"
+
+
+def test_slow_start_ends_where_answers_wait() -> None:
+    e = endpoint(cap=256)
+    for _ in range(e.room(0.0)):
+        e.started()
+    e.loaded(40, e.in_flight - 40, 0.0)
+    assert e.limit < 128 and not e.slow_start and e.room(1.0) == 0
 
 
 def test_an_idle_limit_does_not_grow() -> None:
@@ -65,8 +93,61 @@ def test_one_cut_per_episode_and_retry_after_is_honoured() -> None:
     assert e.room(106.9) == 0
     assert e.room(107.0) == 32
     assert e.state == UP
+    e.in_flight = 31
     e.failed(error(ErrorClass.RATE_LIMITED), 116.0)
     assert e.limit == pytest.approx(25.6)
+    assert e.room(116.0) == 0, "more than that is in flight"
+    e.in_flight = 20
+    assert e.room(116.0) == 5, "a server that takes others is not left alone"
+
+
+def burst_of_refusals(e: EndpointLimit, capacity: int, now: float) -> None:
+    """As many calls as there is room for; the server takes `capacity`."""
+    count = e.room(now)
+    for _ in range(count):
+        e.started()
+    for _ in range(max(0, e.in_flight - capacity)):
+        e.ended()
+        e.failed(error(ErrorClass.RATE_LIMITED), now + 0.01, now)
+
+
+def test_what_a_server_takes_is_found_in_few_bursts_and_kept_for_a_while() -> None:
+    e = endpoint(cap=64)
+    for turn in range(3):
+        burst_of_refusals(e, 8, 100.0 + turn)
+    assert 6 <= e.limit <= 8 and e.in_flight == 8
+    refused, seen = e.rate_limited, []
+    now = 103.0
+    while now < 163.0:  # a service time of half a second: each ends and another takes its place
+        for _ in range(e.in_flight):
+            e.ended()
+            e.succeeded(now)
+        burst_of_refusals(e, 8, now)
+        seen.append(e.in_flight)
+        now += 0.5
+    assert sum(seen) / len(seen) > 7
+    assert e.rate_limited - refused < 0.02 * sum(seen)
+
+
+def test_a_server_that_grows_is_filled_within_a_minute() -> None:
+    e = endpoint(cap=64)
+    burst_of_refusals(e, 8, 100.0)
+    now, seen = 101.0, []
+    while now < 161.0:
+        for _ in range(e.in_flight):
+            e.ended()
+            e.succeeded(now)
+        burst_of_refusals(e, 32, now)
+        seen.append(e.in_flight)
+        now += 0.5
+    assert sum(seen[-20:]) / 20 > 28
+
+
+def test_a_refused_call_alone_says_little() -> None:
+    e = endpoint()
+    e.limit = 40.0
+    e.failed(error(ErrorClass.RATE_LIMITED), 100.0)
+    assert e.limit == pytest.approx(20.0) and e.room(100.9) == 0 and e.room(101.0) == 20
 
 
 def test_additive_growth_after_a_cut() -> None:
@@ -265,7 +346,7 @@ def test_a_rate_limit_says_why_until_an_answer_comes() -> None:
 
 def test_a_call_sent_after_a_cut_and_refused_cuts_again() -> None:
     e = endpoint()
-    e.limit = 40.0
+    e.limit, e.in_flight = 40.0, 40
     for _ in range(20):
         e.failed(error(ErrorClass.RATE_LIMITED), 100.0, 99.0)
     assert e.limit == pytest.approx(32.0)

@@ -1,0 +1,252 @@
+"""Requests and answers on the wire: cut anywhere, framed in every way, connections kept."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import http.client
+import socket
+import threading
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+import urllib3.exceptions
+from hypothesis import given
+from hypothesis import strategies as st
+from urllib3.connectionpool import HTTPConnectionPool
+
+from rsd.workers.wire import MAX_BODY_BYTES, MAX_HEAD_BYTES, Answer, Broken, Lines, TooLong
+
+HEAD = b"POST / HTTP/1.1\r\nHost: x\r\n"
+BODY = b'{"answer": "A --> B"}'
+PATIENCE = 20.0
+
+Script = Callable[[socket.socket, bytes], bool]
+
+
+def read_request(sock: socket.socket) -> bytes:
+    """One whole request; b"" when the client has left."""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        part = sock.recv(65536)
+        if not part:
+            return b""
+        data += part
+    head, _, body = data.partition(b"\r\n\r\n")
+    length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+    while len(body) < length:
+        part = sock.recv(65536)
+        if not part:
+            return b""
+        body += part
+    return head + b"\r\n\r\n" + body
+
+
+@contextmanager
+def serving(script: Script) -> Iterator[tuple[Lines, list[bytes], list[socket.socket]]]:
+    """A server of bare sockets: `script(sock, request)` answers; False ends the connection."""
+    requests: list[bytes] = []
+    accepted: list[socket.socket] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve(sock: socket.socket) -> None:
+            with sock, contextlib.suppress(OSError):  # clients leave when they have had enough
+                while request := read_request(sock):
+                    requests.append(request)
+                    if not script(sock, request):
+                        return
+
+        def accept() -> None:
+            while True:
+                try:
+                    sock, _ = listener.accept()
+                except OSError:
+                    return
+                accepted.append(sock)
+                threading.Thread(target=serve, args=(sock,), daemon=True).start()
+
+        threading.Thread(target=accept, daemon=True).start()
+        pool = HTTPConnectionPool("127.0.0.1", listener.getsockname()[1])
+        lines = Lines(pool, 4)
+        yield lines, requests, accepted
+        listener.shutdown(socket.SHUT_RDWR)
+        del lines
+        pool.close()
+
+
+def answering(data: bytes, *, stay: bool = True, pieces: list[int] | None = None) -> Script:
+    def script(sock: socket.socket, request: bytes) -> bool:
+        at = 0
+        for size in pieces or [len(data)]:
+            sock.sendall(data[at : at + size])
+            at += size
+        sock.sendall(data[at:])
+        return stay
+
+    return script
+
+
+def framed(body: bytes, *lines: bytes) -> bytes:
+    return b"".join((b"HTTP/1.1 200 OK\r\n", *(line + b"\r\n" for line in lines), b"\r\n", body))
+
+
+def chunked(body: bytes, size: int = 5) -> bytes:
+    parts = [body[k : k + size] for k in range(0, len(body), size)]
+    rows = [b"%x\r\n%s\r\n" % (len(part), part) for part in parts]
+    return b"".join((*rows, b"0\r\nX-Trailer: t\r\n\r\n"))
+
+
+LENGTH = b"Content-Length: %d"
+CHUNKED = b"Transfer-Encoding: chunked"
+PACKED = gzip.compress(BODY)
+RIGHT: dict[str, bytes] = {
+    "a length": framed(BODY, LENGTH % len(BODY)),
+    "chunks": framed(chunked(BODY), CHUNKED),
+    "an interim answer": b"HTTP/1.1 100 Continue\r\n\r\n" + framed(BODY, LENGTH % len(BODY)),
+    "two interim answers": b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" * 2
+    + framed(BODY, LENGTH % len(BODY)),
+    "gzip": framed(PACKED, LENGTH % len(PACKED), b"Content-Encoding: gzip"),
+    "gzip in chunks": framed(chunked(PACKED), CHUNKED, b"CONTENT-ENCODING: GZIP"),
+    "gzip in two members": framed(
+        gzip.compress(BODY[:7]) + gzip.compress(BODY[7:]),
+        LENGTH % len(gzip.compress(BODY[:7]) + gzip.compress(BODY[7:])),
+        b"Content-Encoding: gzip",
+    ),
+    "deflate": framed(
+        zlib.compress(BODY), LENGTH % len(zlib.compress(BODY)), b"Content-Encoding: deflate"
+    ),
+    "deflate without a head": framed(
+        zlib.compress(BODY, wbits=-15),
+        LENGTH % len(zlib.compress(BODY, wbits=-15)),
+        b"Content-Encoding: deflate",
+    ),
+    "no words": b"HTTP/1.1 200\r\nContent-Length: %d\r\n\r\n%s" % (len(BODY), BODY),
+    "bare line feeds": b"HTTP/1.1 200 OK\nContent-Length: %d\n\n%s" % (len(BODY), BODY),
+    "odd bytes in a header": framed(BODY, LENGTH % len(BODY), b"X-Odd: \xff\xfe"),
+}
+CLOSING: dict[str, bytes] = {
+    "the end of the connection": framed(BODY, b"Connection: close"),
+    "HTTP/1.0": b"HTTP/1.0 200 OK\r\n\r\n" + BODY,
+    "a length and a close": framed(BODY, LENGTH % len(BODY), b"Connection: close"),
+}
+
+
+@pytest.mark.parametrize("data", RIGHT.values(), ids=RIGHT.keys())
+def test_every_framing_gives_the_body_and_keeps_the_connection(data: bytes) -> None:
+    with serving(answering(data)) as (lines, requests, accepted):
+        for _ in range(3):
+            answer = lines.exchange(HEAD, (b"ab", b"cd"), PATIENCE)
+            assert (answer.status, answer.body) == (200, BODY)
+    assert requests == [HEAD + b"Content-Length: 4\r\n\r\nabcd"] * 3
+    assert len(accepted) == 1
+
+
+@pytest.mark.parametrize("data", CLOSING.values(), ids=CLOSING.keys())
+def test_where_the_end_is_the_framing_each_call_has_its_connection(data: bytes) -> None:
+    with serving(answering(data, stay=False)) as (lines, _, accepted):
+        for _ in range(3):
+            assert lines.exchange(HEAD, (b"x",), PATIENCE).body == BODY
+    assert len(accepted) == 3
+
+
+@given(data=st.sampled_from(list(RIGHT.values())), sizes=st.lists(st.integers(1, 40), max_size=8))
+def test_an_answer_may_come_in_any_pieces(data: bytes, sizes: list[int]) -> None:
+    with serving(answering(data, pieces=sizes)) as (lines, _, _):
+        assert lines.exchange(HEAD, (b"x",), PATIENCE).body == BODY
+
+
+@pytest.mark.parametrize("data", [RIGHT["a length"], RIGHT["chunks"], RIGHT["gzip in chunks"]])
+def test_an_answer_cut_anywhere_is_never_taken_for_whole(data: bytes) -> None:
+    for cut in range(len(data)):
+        with serving(answering(data[:cut], stay=False)) as (lines, _, _):
+            with pytest.raises(Broken) as caught:
+                lines.exchange(HEAD, (b"x",), PATIENCE)
+            cause = caught.value.__cause__
+            headed = b"\r\n\r\n" in data[:cut]
+            kind = http.client.IncompleteRead if headed else http.client.BadStatusLine
+            assert isinstance(cause, kind), cut
+            assert caught.value.status == (200 if headed else None)
+
+
+def test_a_connection_that_was_closed_while_idle_is_not_used_again() -> None:
+    with serving(answering(RIGHT["a length"], stay=False)) as (lines, requests, accepted):
+        for _ in range(5):
+            assert lines.exchange(HEAD, (b"x",), PATIENCE).body == BODY
+            accepted[-1].close()
+            until_closed(lines)
+    assert len(requests) == len(accepted) == 5
+
+
+def until_closed(lines: Lines) -> None:
+    """The end of the idle connection has arrived here."""
+    for connection in lines._idle:
+        connection.sock.settimeout(PATIENCE)
+        assert connection.sock.recv(1, socket.MSG_PEEK) == b""
+
+
+def test_an_answer_before_the_request_is_read_counts() -> None:
+    """A server that finds the request too large answers, and hangs up without reading the rest."""
+    refusal = b"HTTP/1.1 413 Too Large\r\nContent-Length: 3\r\nConnection: close\r\n\r\nbig"
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            sock, _ = listener.accept()
+            sock.recv(1000)
+            sock.sendall(refusal)
+            sock.shutdown(socket.SHUT_WR)
+            with sock, contextlib.suppress(OSError):
+                while sock.recv(65536):  # as good servers do: no reset before the answer is read
+                    pass
+
+        threading.Thread(target=serve, daemon=True).start()
+        pool = HTTPConnectionPool("127.0.0.1", listener.getsockname()[1])
+        answer = Lines(pool, 1).exchange(HEAD, (bytes(30_000_000),), PATIENCE)
+        pool.close()
+    assert answer == Answer(413, {"content-length": "3", "connection": "close"}, b"big")
+
+
+def test_what_is_too_long_is_left() -> None:
+    many = b"HTTP/1.1 200 OK\r\n" + b"X-Many: y\r\n" * (MAX_HEAD_BYTES // 8)
+    bomb = gzip.compress(bytes(MAX_BODY_BYTES + 1))
+    for data, kind in (
+        (many, http.client.LineTooLong),
+        (framed(bytes(MAX_BODY_BYTES + 1), LENGTH % (MAX_BODY_BYTES + 1)), TooLong),
+        (framed(bomb, LENGTH % len(bomb), b"Content-Encoding: gzip"), TooLong),
+    ):
+        with serving(answering(data)) as (lines, _, _):
+            with pytest.raises(Broken) as caught:
+                lines.exchange(HEAD, (b"x",), PATIENCE)
+            assert isinstance(caught.value.__cause__, kind)
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_do_harm(data: bytes) -> None:
+    with serving(answering(data, stay=False)) as (lines, _, _):
+        try:
+            answer = lines.exchange(HEAD, (b"x",), PATIENCE)
+        except Broken as e:
+            assert isinstance(
+                e.__cause__, OSError | http.client.HTTPException | urllib3.exceptions.HTTPError
+            )
+        else:
+            assert data.startswith((b"HTTP/", b"\r\nHTTP/", b"\nHTTP/")) and answer.status >= 200
+
+
+def test_connections_are_closed_with_their_owner() -> None:
+    left = threading.Event()
+
+    def script(sock: socket.socket, request: bytes) -> bool:
+        sock.sendall(RIGHT["a length"])
+        sock.settimeout(PATIENCE)
+        if sock.recv(1) == b"":
+            left.set()
+        return False
+
+    with serving(script) as (lines, _, _):
+        own = Lines(lines._pool, 1)
+        own.exchange(HEAD, (b"x",), PATIENCE)
+        assert not left.is_set()
+        del own
+        assert left.wait(PATIENCE)
