@@ -187,7 +187,7 @@ class Run:
     requests: int
     strangers: float  #: cores that others used meanwhile
     repeated: int  #: calls that were made twice
-    strings: int  #: distinct byte strings of the picture that was sent in most ways
+    strings: int  #: distinct byte strings of pictures
 
 
 def grading_file(listwise: bool) -> Path:
@@ -334,7 +334,7 @@ def run(client: str, sim: Simulator, work: Work, places: tuple[int, int], home: 
         requests=stats["generator"]["answered"] + stats["grader"]["answered"],
         strangers=max(0.0, others) / seconds,
         repeated=made - work.total,
-        strings=max(stats[r]["byte_strings_per_image_max"] for r in ("generator", "grader")),
+        strings=max(stats[r]["byte_strings"] for r in ("generator", "grader")),
     )
 
 

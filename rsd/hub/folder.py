@@ -16,7 +16,7 @@ from typing import Any
 from rsd.facts import ImageEnrolled, ImageGone
 from rsd.hub.events import Event, FilesSeen, PathsGone, ScanDone
 from rsd.hub.watcher import READY_SLICE, SLICE, Watcher
-from rsd.messages import ComparePaths, ListPending, Query
+from rsd.messages import ComparePaths, ListPending, PathsCompared, PendingListed, Query
 from rsd.names import display_path
 from rsd.settings import Settings
 from rsd.vocabulary import FileStat
@@ -83,13 +83,12 @@ class Folder:
             found.append(self._arrivals.get_nowait())
         return found
 
-    def compared(self, changed: tuple[FileStat, ...]) -> None:
-        """The writer compared a slice."""
-        self._watcher.compared(changed)
-
-    def listed(self, paths: tuple[tuple[int, bytes], ...]) -> None:
-        """The writer listed undecided images."""
-        self._watcher.listed(paths)
+    def answered(self, message: PathsCompared | PendingListed) -> None:
+        """The writer compared a slice, or listed undecided images."""
+        if isinstance(message, PathsCompared):
+            self._watcher.compared(message.changed)
+        else:
+            self._watcher.listed(message.paths)
 
     def status(self, now: float) -> dict[str, Any]:
         """`watch` of the status document; `now` is monotonic."""
@@ -109,6 +108,7 @@ class Folder:
                 self._arrivals.put(event, timeout=0.2)
             except queue.Full:
                 continue
+            self._wake()
             return
 
     def _ready(self, files: tuple[FileStat, ...]) -> None:

@@ -85,15 +85,11 @@ log = logging.getLogger("rsd")
 TICK_SECONDS = 0.25
 #: Events handled between two looks at the clock.
 BURST = 256
-#: Seconds that the first event of a turn waits for company: every turn wakes children, and they
-#: have work for that long (a lease more than threads).
+#: Seconds that the first event of a turn waits for company: each turn wakes children.
 GATHER_SECONDS = 0.004
-#: Seconds that the writer may take to commit and to write its last results when the hub stops.
-FLUSH_SECONDS = 30.0
-#: The same after a second signal; a third one ends even that.
-HASTE_SECONDS = 5.0
-#: Seconds that graders are started after the generators.
-GRADERS_LATER = 0.4
+#: Seconds that the writer may take to commit and to write its last results when the hub stops, and
+#: after a second signal; a third one ends even that.
+FLUSH_SECONDS, HASTE_SECONDS = 30.0, 5.0
 #: Facts under way above which no new files are taken from the watcher.
 ARRIVALS_PAUSE = 500
 
@@ -172,15 +168,14 @@ class Supervisor:
             on_progress=on_progress,
             host_seen=lambda level, facts: self.events.put(("host", level, facts)),
         )
-        wake = partial(self.events.put, ("question",))
+        wake = partial(self.events.put, ("folder",))
         self.folder = Folder(settings, self.scribe.ask, wake, once=once, samples=samples)
         self.requests = RetryRequests(state / "requests", self.scribe.ask)
         self._heard: list[Event] = []  # not yet told to the brain
         self._signals = 0
         self._drain_until: float | None = None
         self._drain_code = 0
-        self._wrong = ""  #: why a pass is given up
-        self._next_tick = 0.0
+        self._wrong, self._next_tick = "", 0.0  # why a pass is given up; monotonic
         self._exit: int | None = None
 
     # ----------------------------------------------------------------------------------- main loop
@@ -200,9 +195,7 @@ class Supervisor:
             )
         )
         try:
-            # Before the writer is open, because imports take the longest; the first candidates
-            # come from generators, which should not share the processors with graders meanwhile.
-            self.crew.hire(self.settings, graders_at=time.monotonic() + GRADERS_LATER)
+            self.crew.hire(self.settings, time.monotonic())  # their imports take the longest
             self._start_writer()
             if self._drain_until is None:
                 self.reporter.start()
@@ -251,16 +244,15 @@ class Supervisor:
             case ("host", level, facts):
                 self.reporter.host = facts
                 self._think(HostPressure(level=level))
-            case ("question",):
-                self.folder.tend()
+            case ("folder",):
+                self._tend_folder()
             case ("brain", thought):
                 self._think(thought)
             case ("failed", text):
                 raise StateError(text)
 
     def _think(self, event: Event) -> None:
-        """The brain hears it with all else of this turn."""
-        self._heard.append(event)
+        self._heard.append(event)  # the brain hears it with all else of this turn
 
     def _decide(self) -> None:
         heard, self._heard = self._heard, []
@@ -330,12 +322,9 @@ class Supervisor:
             case BacklogPage() | ContentFound():
                 if self.scribe.answered(message.query) is not None:
                     self._think(message)
-            case PathsCompared(query=query, changed=changed):
-                if self.scribe.answered(query) is not None:
-                    self.folder.compared(changed)
-            case PendingListed(query=query, paths=paths):
-                if self.scribe.answered(query) is not None:
-                    self.folder.listed(paths)
+            case PathsCompared() | PendingListed():
+                if self.scribe.answered(message.query) is not None:
+                    self.folder.answered(message)
             case ImagesFound(query=query, images=images):
                 if self.scribe.answered(query) is not None:
                     for event in self.requests.found(query, images, time.time()):
@@ -381,10 +370,7 @@ class Supervisor:
         if self.scribe.tend(now):
             log.error("the writer is silent; killing it")
             self.pool.kill(self.writer)
-        self.folder.tend()
-        if self.brain.journal.unacknowledged < ARRIVALS_PAUSE:
-            for event in self.folder.arrivals():
-                self._think(event)
+        self._tend_folder()
         self.requests.look()
         self.crew.retire(self.brain.dispatch.leases.idle_leavers())
         self._think(Tick(blocked=bool(self.scribe.blocked)))
@@ -393,6 +379,12 @@ class Supervisor:
             self._drained(now)
         elif self.once:
             self._give_up_if_hopeless()
+
+    def _tend_folder(self) -> None:
+        self.folder.tend()
+        if self.brain.journal.unacknowledged < ARRIVALS_PAUSE:
+            for event in self.folder.arrivals():
+                self._think(event)
 
     def _give_up_if_hopeless(self) -> None:
         """A pass has nobody who mends things meanwhile."""
@@ -460,7 +452,7 @@ class Supervisor:
     def _apply(self, settings: Settings, recipe: Recipe) -> None:
         before, self.settings, self.recipe = self.settings, settings, recipe
         # Workers first: a lease for a new endpoint must not arrive before its address.
-        for name in self.crew.follow(before, settings):
+        for name in self.crew.follow(before, settings, time.monotonic()):
             self._think(WorkerLeaving(worker=name))
         self._think(PolicyChanged(policy=policy_of(settings, recipe, once=self.once)))
         self.scribe.resettle(resettle_of(settings, recipe))

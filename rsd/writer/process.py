@@ -174,6 +174,8 @@ class Writer:
                     pass
                 case _:
                     queries.append(message)
+                    if not batch:
+                        break
             wait = max(0.0, self._committed_at + GATHER_SECONDS - time.monotonic())
         return batch, queries, False
 
