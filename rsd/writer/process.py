@@ -56,7 +56,7 @@ log = logging.getLogger(__name__)
 
 #: Facts in one transaction, and seconds from one commit to the next: facts that come alone are
 #: committed at once, and many together, for each commit costs a sync and some ten pages.
-BATCH, GATHER_SECONDS = 256, 0.05
+BATCH, GATHER_SECONDS = 128, 0.05
 #: Results written between two batches of facts.
 RESULTS_PER_TURN = 16
 #: Seconds between two tries when the disk refuses, and between two sweeps of dead readers.
