@@ -52,7 +52,8 @@ reliability: venv-dev
 	@RSD_EVIDENCE=$(CURDIR)/.evidence $(BIN)/python -m tests.crash.soak --kills $(or $(N),1000)
 	@$(BIN)/python -m tests.evidence .evidence > docs/reliability.md
 
-BENCHMARKS := $(sort $(wildcard benchmarks/bench_*.py))
+# Those that need a server of yours say so at their head.
+BENCHMARKS := $(filter-out benchmarks/bench_caches.py,$(sort $(wildcard benchmarks/bench_*.py)))
 
 bench: venv-dev
 	@for script in $(BENCHMARKS); do echo "$$script"; $(BIN)/python $$script || exit 1; done

@@ -51,6 +51,13 @@ class Generation(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             "path, for a vLLM here with --allowed-local-media-path STATE/spool."
         ),
     ] = "data"
+    affinity: Annotated[
+        bool,
+        Meta(
+            description="With several servers: all candidates of an image from one that has it in "
+            "its caches, while that one has room."
+        ),
+    ] = True
 
     def __repr__(self) -> str:
         return f"Generation(api={self.api!r}, model={self.model!r})"

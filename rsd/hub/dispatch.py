@@ -207,7 +207,8 @@ class Dispatcher:
             queue = self.ready[role]
             while queue and room > 0:
                 work = queue[0]
-                endpoint = pick_endpoint(self.of(role), work.endpoint or None, now)
+                known = (work.endpoint if self.policy.affinity else "") or None
+                endpoint = pick_endpoint(self.of(role), known, now)
                 worker = self.leases.pick(role, work.sha256, spare)
                 if endpoint is None or worker is None or not self.budgets[role].ready(now):
                     break

@@ -53,6 +53,7 @@ class Policy:
     rates: tuple[Rates, Rates] = (Rates(), Rates())  #: all generators together, all graders
     once: bool = False
     probe_sampling: bool = True
+    affinity: bool = True  #: an image's calls go to the server that knows it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

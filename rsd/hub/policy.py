@@ -70,6 +70,7 @@ def policy_of(settings: Settings, recipe: Recipe, *, once: bool) -> Policy:
         quota_pause=errors.quota_probe_seconds,
         patience=0.0 if once else settings.watch.patience_seconds,
         once=once,
+        affinity=generation.affinity,
     )
 
 
