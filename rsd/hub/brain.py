@@ -200,7 +200,6 @@ class Brain:
             return None
         if work.kind == JUDGE:
             first = work.indices[0]
-            image.grader = endpoint.url
             return Judge(
                 image=image.image,
                 sha256=image.sha256,
@@ -219,7 +218,6 @@ class Brain:
             self.rounds.split(work)
             return None
         draw = image.draws[work.indices[0]].planned
-        image.endpoint = endpoint.url
         return Generate(
             image=image.image,
             sha256=image.sha256,

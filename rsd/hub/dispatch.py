@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import heapq
-from collections import deque
+import itertools
+from collections import Counter, deque
 from collections.abc import Callable
 
 from rsd.facts import ProfileLearned
@@ -27,6 +28,9 @@ PREPARE_DEADLINE = 300.0
 LOOK_DEADLINE = 30.0
 #: Share of the leases left under pressure; it shrinks by the same again every PRESSURE_SECONDS.
 REDUCED, PRESSURE_SECONDS = 0.5, 30.0
+
+#: Ready calls among which one is looked for that its image's own server has room for.
+LOOKAHEAD = 64
 
 #: States of an endpoint in a user's words.
 WORDS = {QUOTA: "out of credit", MISCONFIGURED: "misconfigured", UNKNOWN: "not reached yet"}
@@ -206,13 +210,12 @@ class Dispatcher:
             room += len([w for w in self.leases.workers.values() if w.role == role]) * spare
             queue = self.ready[role]
             while queue and room > 0:
-                work = queue[0]
-                known = (work.endpoint if self.policy.affinity else "") or None
-                endpoint = pick_endpoint(self.of(role), known, now)
+                at, endpoint = self._next(role, now)
+                work = queue[at]
                 worker = self.leases.pick(role, work.sha256, spare)
                 if endpoint is None or worker is None or not self.budgets[role].ready(now):
                     break
-                queue.popleft()
+                del queue[at]
                 task = build(work, endpoint)
                 if task is None:
                     continue
@@ -227,6 +230,32 @@ class Dispatcher:
                 out.append(Assign(worker=worker.name, lease=Lease(lease=number, task=task)))
                 room -= 1
         return out
+
+    def home(self, role: str, known: str) -> str:
+        """The endpoint whose caches are to hold an image: the one that has it already, else the one
+        with the least to do for its size. "" when there is nothing to choose.
+        """
+        usable = [e for e in self.of(role) if e.usable]
+        if len(usable) < 2 or not self.policy.affinity:
+            return ""
+        if any(e.url == known for e in usable):
+            return known
+        waiting = Counter(work.endpoint for work in self.ready[role])
+        return min(usable, key=lambda e: (waiting[e.url] + e.in_flight) / e.limit).url
+
+    def _next(self, role: str, now: float) -> tuple[int, EndpointLimit | None]:
+        """Which of the ready work goes where: the first that its image's own server has room for,
+        else the first of all, to whom has room.
+        """
+        endpoints, queue = self.of(role), self.ready[role]
+        if len(endpoints) > 1:
+            for at, work in enumerate(itertools.islice(queue, LOOKAHEAD)):
+                home = self.endpoints.get((role, work.endpoint))
+                if home is None or not home.usable or now < home.cool_until:
+                    return at, pick_endpoint(endpoints, None, now)
+                if home.room(now) > 0:
+                    return at, home
+        return 0, pick_endpoint(endpoints, queue[0].endpoint or None, now)
 
     def assign_prepares(self, now: float, build: Callable[[Work], Task | None]) -> list[Assign]:
         """Lend pictures to be prepared; they wait for no endpoint."""

@@ -71,8 +71,8 @@ class ActiveImage:
     allotment: int = 1
     rounds: int = 0
     draws: dict[int, Draw] = field(default_factory=dict)
-    endpoint: str | None = None  #: generator endpoint that has the picture in its caches
-    grader: str | None = None
+    endpoint: str = ""  #: generator endpoint that has the picture in its caches
+    grader: str = ""
     choosing: bool = False  #: at a barrier, or its next step is not durable yet
     parked: list[Work] = field(default_factory=list)  #: until its spool file is written again
     last_error: str = ""

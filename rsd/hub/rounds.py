@@ -69,9 +69,12 @@ class Rounds:
     ) -> None:
         if image.image not in self.images:
             return  # departed
-        known = image.endpoint if kind == GENERATE else image.grader
         work = Work(kind=kind, image=image.image, sha256=image.sha256, indices=indices)
-        work.number, work.endpoint = number, known or ""
+        work.number = number
+        if kind == GENERATE:
+            work.endpoint = image.endpoint = self.dispatch.home(GENERATE, image.endpoint)
+        else:
+            work.endpoint = image.grader = self.dispatch.home(GRADE, image.grader)
         self.dispatch.add(work)
 
     def check_barrier(self, image: ActiveImage) -> None:
