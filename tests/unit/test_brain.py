@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -242,3 +243,47 @@ def test_nothing_is_lent_while_the_writer_cannot_write() -> None:
     world.think(Tick(blocked=False))
     lent = [task for leases in world.leases.values() for task in leases.values()]
     assert any(isinstance(task, Prepare | Generate) for task in lent)
+
+
+SERVERS = ("generate", "http://g/v1"), ("generate", "http://h/v1"), ("grade", "http://j/v1")
+
+
+def alone(affinity: bool) -> int:
+    """Of 24 images, those that only one of two servers was asked about."""
+    asked: dict[str, set[str]] = {}
+
+    def trouble(task: object, now: float) -> CallError | None:
+        if isinstance(task, Generate):
+            asked.setdefault(task.image, set()).add(task.endpoint)
+        return None
+
+    chosen = policy(recipe(candidates=8), endpoints=SERVERS, caps=(16, 16), slots=(8, 8), max_n=1)
+    world = World(random.Random(5), replace(chosen, affinity=affinity), trouble)
+    world.run([f"p{k}".encode() for k in range(24)])
+    assert len(world.store.decided) == 24
+    assert {url for urls in asked.values() for url in urls} == {"http://g/v1", "http://h/v1"}
+    return sum(len(urls) == 1 for urls in asked.values())
+
+
+def test_an_image_stays_with_the_server_that_knows_it() -> None:
+    """Unless the other server would idle: here few images are ready at a time."""
+    assert alone(affinity=True) >= 8 > 4 >= alone(affinity=False)
+
+
+def test_an_image_whose_server_dies_goes_on_elsewhere() -> None:
+    asked: list[str] = []
+
+    def trouble(task: object, now: float) -> CallError | None:
+        dead = isinstance(task, Generate | Probe) and task.endpoint == "http://h/v1"
+        if dead and len(asked) > 20:
+            return transient("connect")
+        if isinstance(task, Generate):
+            asked.append(task.endpoint)
+        return None
+
+    chosen = policy(recipe(candidates=8), endpoints=SERVERS, caps=(16, 16), slots=(8, 8), max_n=1)
+    world = World(random.Random(6), chosen, trouble)
+    world.run([f"p{k}".encode() for k in range(12)])
+    assert len(world.store.decided) == 12 and not world.store.failed
+    assert len(asked) == 12 * 8 and "http://h/v1" in asked[:21]
+    assert set(asked[21:]) == {"http://g/v1"}
