@@ -237,6 +237,9 @@ def _receive(sock: Any, reading: _Reading, deadline: float, trouble: OSError | N
         except httptools.HttpParserCallbackError as e:
             raise e.__context__ or e from None
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as e:
+            if reading.done:  # what comes after the answer is none of ours
+                reading.kept = False
+                return
             if reading.headed:
                 raise http.client.IncompleteRead(b"") from e
             raise http.client.BadStatusLine(_shown(reading.first or data)) from None
@@ -266,12 +269,21 @@ class _Reading:
         """Whether only the end of the connection ends the body."""
         return not self.headers.keys() & {"content-length", "transfer-encoding"}
 
+    def on_message_begin(self) -> None:
+        """One answer was asked for: where another follows nobody knows what the next will be."""
+        if self.done:
+            self.kept = False
+
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header line."""
+        if self.done:
+            return
         self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
         """The body follows, unless it was an interim answer."""
+        if self.done:
+            return
         self.status = self.parser.get_status_code()
         if self.status < 200:
             self.headers = {}
@@ -280,6 +292,8 @@ class _Reading:
 
     def on_body(self, data: bytes) -> None:
         """A piece of the body."""
+        if self.done:
+            return
         self._size += len(data)
         if self._size > MAX_BODY_BYTES:
             raise TooLong
@@ -287,7 +301,7 @@ class _Reading:
 
     def on_message_complete(self) -> None:
         """An interim answer or the answer itself is whole."""
-        if self.headed:
+        if self.headed and not self.done:
             self.done = True
             self.kept = self.parser.should_keep_alive()
 

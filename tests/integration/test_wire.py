@@ -151,6 +151,15 @@ def test_where_the_end_is_the_framing_each_call_has_its_connection(data: bytes) 
     assert len(accepted) == 3
 
 
+@pytest.mark.parametrize("more", [b"}", b"\r\n\r\nnonsense", b"HTTP/1.1 500 Another\r\n\r\n"])
+def test_bytes_after_an_answer_spoil_neither_it_nor_the_next(more: bytes) -> None:
+    with serving(answering(RIGHT["a length"] + more)) as (lines, _, accepted):
+        for _ in range(3):
+            answer = lines.exchange(HEAD, (b"x",), PATIENCE)
+            assert (answer.status, answer.body) == (200, BODY)
+    assert len(accepted) == 3
+
+
 @given(data=st.sampled_from(list(RIGHT.values())), sizes=st.lists(st.integers(1, 40), max_size=8))
 def test_an_answer_may_come_in_any_pieces(data: bytes, sizes: list[int]) -> None:
     with serving(answering(data, pieces=sizes)) as (lines, _, _):
