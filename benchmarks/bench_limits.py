@@ -3,7 +3,7 @@
 1. A generator that takes 8 at once and answers 429 above; after a minute and a half it takes 32.
 2. A generator with 32 places that never refuses and queues the rest, as vLLM does; rsd's upper
    bound is 256.
-3. Two generators of 32 places; one is killed and started again 15 s later.
+3. Two generators of 32 places, 32 requests in flight: one is killed, and started again 15 s later.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def outage(minute: float) -> list[list[str]]:
         common.simulator() as judge,
     ):
         urls = ([one.generator, other.generator], [judge.grader])
-        with daemon(home, int(25 * minute), urls, 64) as running:
+        with daemon(home, int(25 * minute), urls, 32) as running:
             _await_work(one, running)
             before = watch(one, minute / 3)[-20:]
             shared = statistics.fmean(s["in_flight"] for s in before)
@@ -140,7 +140,7 @@ def outage(minute: float) -> list[list[str]]:
     moved = next((s["at"] - alone[0]["at"] for s in alone if s["in_flight"] >= 1.5 * shared), None)
     again = next((s["at"] - back[0]["at"] for s in back if s["in_flight"] >= 0.5 * shared), None)
     return [
-        ["in flight at each of two, mean", f"{shared:.1f}", "32"],
+        ["in flight at each of two, mean", f"{shared:.1f}", "16"],
         ["one killed: the other has 1.5 times as much after", seconds_or_never(moved), "5 s"],
         ["restarted: it has half its share after", seconds_or_never(again), ""],
         ["failed candidates", str(live["candidates"]["failed"]), "0"],
