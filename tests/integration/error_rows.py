@@ -884,7 +884,7 @@ ODDITIES = (
         "gzip that is cut",
         sends(lambda b: gzip.compress(b)[:150], Content_Encoding="gzip"),
         E.BAD_REPLY,
-        "bad_json",
+        "bad_encoding",
     ),
     _bad("a body without end", endless, E.BAD_REPLY, "body_too_big"),
     _bad("a gzip bomb", answers(200, BOMB, Content_Encoding="gzip"), E.BAD_REPLY, "body_too_big"),
