@@ -18,8 +18,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from rsd import config
+from rsd.commands import progress
 from rsd.commands.places import prepare_output
-from rsd.commands.run import Bar
 from rsd.commands.status import document_of
 from rsd.config import state_dir
 from rsd.errors import UserError
@@ -80,7 +80,7 @@ def main(args: argparse.Namespace) -> int:
         )
         config.check_for_run(settings)
         prepare_output(settings)
-        with Bar() as bar:
+        with progress.shown() as bar:
             code = supervisor.run(
                 settings,
                 config.load_recipe(settings),

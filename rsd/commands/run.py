@@ -7,30 +7,15 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from types import TracebackType
-from typing import Any
-
-from rich.console import Console, Group
-from rich.live import Live
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-)
-from rich.text import Text
 
 from rsd import signals
-from rsd.commands import flags, places
+from rsd.commands import flags, places, progress
 from rsd.config import state_dir, take_environment
 from rsd.errors import UserError
 from rsd.files import InstanceLock
 from rsd.hub import supervisor
 from rsd.settings import Settings
 
-#: Seconds between two progress lines when stdout is no terminal.
-LINE_SECONDS = 10.0
 #: What `--fresh` moves away.
 MOVED = ("state", "high_quality", "low_quality", "failed", "summary.json", "logs")
 
@@ -66,7 +51,7 @@ def main(args: argparse.Namespace) -> int:
     places.prepare(settings)
     if not args.once:
         return supervisor.run(settings, recipe, lambda: flags.settings_of(args, environ))
-    with Bar() as bar:
+    with progress.shown() as bar:
         code = supervisor.run(
             settings,
             recipe,
@@ -113,86 +98,3 @@ def _move_away(output: Path, state: Path, *, yes: bool) -> None:
     except OSError as e:
         raise UserError(f"--fresh: {target}: {e.strerror or e}") from None
     print(f"rsd: earlier state and results are now in {target}", file=sys.stderr)
-
-
-class Bar:
-    """Progress of `--once`: a bar on a terminal, else a line now and then."""
-
-    def __init__(self) -> None:
-        self._console = Console(stderr=True)
-        self.live = self._console.is_terminal
-        self.last: dict[str, Any] | None = None
-        self._line_at = 0.0
-        self._bar = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=self._console,
-        )
-        self._task = self._bar.add_task("images", total=None)
-        self._facts = Text("", no_wrap=True, overflow="ellipsis")
-        self._screen = Live(Group(self._bar, self._facts), console=self._console, transient=True)
-
-    def __enter__(self) -> Bar:
-        if self.live:
-            self._screen.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self.live:
-            self._screen.stop()
-
-    def show(self, document: dict[str, Any]) -> None:
-        """Take a status document."""
-        self.last = document
-        text = facts_of(document)
-        images = document["images"]
-        done = sum(images[k] for k in images if k not in ("seen", "queued", "active"))
-        if self.live:
-            self._bar.update(self._task, total=images["seen"] or None, completed=done)
-            self._facts.plain = text
-        elif time.monotonic() - self._line_at >= LINE_SECONDS:
-            self._line_at = time.monotonic()
-            line = f"{done}/{images['seen']} images {text}"
-            self._console.print(line, highlight=False, soft_wrap=True)
-
-    def summarise(self, settings: Settings) -> None:
-        """The last word of a run."""
-        if self.last is None:
-            return
-        images = self.last["images"]
-        self._console.print(
-            f"{images['high_quality']} high quality, {images['low_quality']} low quality, "
-            f"{images['failed']} failed, {images['duplicate']} duplicates, "
-            f"{images['queued'] + images['active']} open; "
-            f"{self.last['candidates']['generated']} candidates. Results: {settings.output_dir}",
-            highlight=False,
-            soft_wrap=True,
-        )
-        for reason in self.last["reasons"]:
-            self._console.print(f"  {reason}", highlight=False, soft_wrap=True)
-
-
-def facts_of(document: dict[str, Any]) -> str:
-    """Rate, quality, recent scores and time left, in a few words."""
-    images, rates = document["images"], document["rates"]
-    parts = [f"{images['high_quality']} high, {images['low_quality']} low"]
-    if images["failed"]:
-        parts.append(f"{images['failed']} failed")
-    if rates["images_per_second"]:
-        parts.append(f"{rates['images_per_second'] * 60:.1f}/min")
-    recent = [f"{r['score']:.0f}" for r in document["recent_scores"][-4:]]
-    if recent:
-        parts.append("best " + " ".join(recent))
-    if document["eta_seconds"]:
-        minutes, seconds = divmod(int(document["eta_seconds"]), 60)
-        parts.append(f"{minutes}:{seconds:02d} left")
-    if document["reasons"]:
-        parts.append(document["reasons"][0])
-    return " · ".join(parts)
