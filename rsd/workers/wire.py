@@ -223,8 +223,6 @@ def _receive(sock: Any, reading: _Reading, deadline: float, trouble: OSError | N
         try:
             data = sock.recv(CHUNK_BYTES)
         except ConnectionResetError:
-            if reading.headed and reading.open_ended:
-                raise http.client.IncompleteRead(b"") from None
             raise trouble or ConnectionResetError("Connection reset by peer") from None
         if not data:
             reading.end()
