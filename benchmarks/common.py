@@ -261,7 +261,7 @@ def rsd_command(
     flags += ["--gen-workers", str(work.gen_workers), "--grade-workers", str(work.grade_workers)]
     env = clean_environment(
         RSD_RUNTIME_DIR=str(folder / "run"),
-        RSD_WATCH_SETTLE_SECONDS="0.2",
+        RSD_WATCH_SETTLE_SECONDS="0.05",
         RSD_THROTTLE_ENABLED="false",
         RSD_GENERATION_MAX_N=str(work.n),
         RSD_GRADING_LIST_SIZE=str(work.candidates),

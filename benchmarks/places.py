@@ -24,7 +24,7 @@ from zlib import crc32
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from rsd.simulator.slots import History, service_seconds
+from rsd.simulator.slots import SERVICE_SIGMA, History, service_seconds
 
 MODELS = ("simulated-vlm", "o4-mini")
 PICTURE = b'"url":"data:'
@@ -44,8 +44,8 @@ NETLIST = "\n".join(f"block B{k}; wire B{k}.out -> B{k + 1}.in" for k in range(1
 class Side:
     """One role: its places and what it has seen."""
 
-    def __init__(self, role: str, slots: int, seconds: float) -> None:
-        self.role, self.slots, self.seconds = role, slots, seconds
+    def __init__(self, role: str, slots: int, seconds: float, spread: float) -> None:
+        self.role, self.slots, self.seconds, self.spread = role, slots, seconds, spread
         self.running = self.waiting = 0
         self.queue: deque[Callable[[], None]] = deque()
         self.reset()
@@ -84,7 +84,8 @@ class Side:
                 done()
 
         for part in parts:
-            self._one(share * service_seconds(self.seconds, part.decode()), one_done)
+            seconds = service_seconds(self.seconds, part.decode(), self.spread)
+            self._one(share * seconds, one_done)
 
     def _one(self, seconds: float, done: Callable[[], None]) -> None:
         if not self.slots and not seconds:
@@ -266,6 +267,9 @@ async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--slots", type=int, default=0, help="places of each, 0 is without limit")
     parser.add_argument("--service-seconds", type=float, default=0.0, help="mean of an answer")
+    parser.add_argument(
+        "--spread", type=float, default=SERVICE_SIGMA, help="sigma of the logarithm of that time"
+    )
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--grader-port", type=int, default=0)
     args = parser.parse_args()
@@ -273,7 +277,7 @@ async def main() -> None:
     urls = {}
     loop = asyncio.get_running_loop()
     for role, port in (("generator", args.port), ("grader", args.grader_port)):
-        side = sides[role] = Side(role, args.slots, args.service_seconds)
+        side = sides[role] = Side(role, args.slots, args.service_seconds, args.spread)
         server = await loop.create_server(
             lambda side=side: Connection(side, sides), "127.0.0.1", port, backlog=1024
         )

@@ -131,16 +131,6 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     return found
 
 
-def take_environment() -> dict[str, str]:
-    """The environment, out of which its keys are taken: no child needs them, and what a process
-    was started with can be read in /proc.
-    """
-    whole = dict(os.environ)
-    for name in SECRETS:
-        os.environ.pop(name, None)
-    return whole
-
-
 def locate(
     flags: Mapping[str, Any],
     *,

@@ -12,13 +12,13 @@ that has come: on a loaded machine waking the other side costs more than writing
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import select
 import threading
 from collections import deque
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnContext
 from typing import Final, Generic, TypeVar
 
 import msgspec
@@ -79,10 +79,10 @@ class Frames:
 class WorkQueue(Generic[In]):
     """The hub's end. Nothing blocks here; what comes back goes to `deliver` on a reader thread."""
 
-    def __init__(self, context: SpawnContext, name: str) -> None:
+    def __init__(self, name: str) -> None:
         self.name = name
-        child_inbox, self._tx = context.Pipe(duplex=False)
-        self._rx, child_outbox = context.Pipe(duplex=False)
+        child_inbox, self._tx = multiprocessing.Pipe(duplex=False)
+        self._rx, child_outbox = multiprocessing.Pipe(duplex=False)
         os.set_blocking(self._tx.fileno(), False)
         #: For the child process: (inbox, outbox). `start` closes the hub's copies of them.
         self.child_ends: tuple[Connection, Connection] = (child_inbox, child_outbox)

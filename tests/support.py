@@ -324,7 +324,7 @@ class Daemon:
                     line = Path(f"/proc/{pid}/cmdline").read_bytes().decode()
                 except OSError:
                     continue
-                if "spawn_main" in line:
+                if "resource_tracker" not in line:
                     found[pid] = int(pid)
         return found
 

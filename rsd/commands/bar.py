@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -38,10 +38,6 @@ class Bar(Lines):
         self._facts = Text("", no_wrap=True, overflow="ellipsis")
         self._screen = Live(Group(self._bar, self._facts), console=self._console, transient=True)
 
-    def __enter__(self) -> Self:
-        self._screen.start()
-        return self
-
     def __exit__(
         self,
         kind: type[BaseException] | None,
@@ -53,6 +49,7 @@ class Bar(Lines):
     def show(self, document: dict[str, Any]) -> None:
         """Take a status document."""
         self.last = document
+        self._screen.start()  # not before: it has a thread, and the hub forks until it has one
         total = document["images"]["seen"] or None
         self._bar.update(self._task, total=total, completed=done_of(document))
         self._facts.plain = facts_of(document)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from rsd import signals
 from rsd.commands import flags, places, progress
-from rsd.config import state_dir, take_environment
+from rsd.config import state_dir
+from rsd.environment import take_environment
 from rsd.errors import UserError
 from rsd.files import InstanceLock
 from rsd.hub import supervisor

@@ -1,10 +1,22 @@
-"""What runs in the children of the hub. Their imports happen there: the hub needs none, and starts
-them sooner.
+"""What runs in the children of the hub. The hub itself needs none of it, but loads it before it
+forks them, once for all.
 """
 
 from __future__ import annotations
 
+import gc
 from multiprocessing.connection import Connection
+
+
+def load() -> None:
+    """Import what the children run, and leave the memory that holds it alone from now on: what no
+    process writes to, all share.
+    """
+    from rsd.workers import generator, grader  # noqa: F401
+    from rsd.writer import process  # noqa: F401
+
+    gc.collect()
+    gc.freeze()
 
 
 def generator(inbox: Connection, outbox: Connection, name: str, slots: int) -> None:

@@ -16,10 +16,6 @@ from rsd.settings import Settings
 #: What a process of a role is called.
 WORDS = {GENERATE: "generator", GRADE: "grader"}
 
-#: Seconds that graders are started after the generators, which make the first candidates and should
-#: not share the processors with them meanwhile.
-GRADERS_LATER = 0.25
-
 Main = Callable[[Connection, Connection, str, int], None]
 
 
@@ -35,10 +31,8 @@ class Crew:
         """All of them, those that are about to leave included."""
         return [c for c in self._pool.children.values() if c.role in self._mains]
 
-    def hire(self, settings: Settings, now: float) -> None:
-        """Places for as many as the settings say; the processes start with the pool's next look,
-        graders a moment later. `now`: monotonic seconds.
-        """
+    def hire(self, settings: Settings) -> None:
+        """Places for as many as the settings say; the processes start with the pool's next look."""
         generate, grade = slots(settings)
         for role, count, threads in (
             (GENERATE, settings.processes.generators, generate),
@@ -48,17 +42,16 @@ class Crew:
                 self._serial += 1
                 name = f"{WORDS[role]}-{self._serial}"
                 main = self._mains[role]
-                child = self._pool.add(name, role, main, (name, threads), from_worker_decoder)
-                child.restart_at = now + (GRADERS_LATER if role == GRADE else 0.0)
+                self._pool.add(name, role, main, (name, threads), from_worker_decoder)
 
-    def follow(self, before: Settings, after: Settings, now: float) -> list[str]:
+    def follow(self, before: Settings, after: Settings) -> list[str]:
         """After a reload: the same workers are told, or others are hired for them when their number
         or their threads change. Returns who is at work and leaves after the last call (`retire`).
         """
         leaving = []
         if (slots(before), before.processes) != (slots(after), after.processes):
             leaving = self._dismiss()
-            self.hire(after, now)
+            self.hire(after)
         for child in self.workers():
             if child.wanted:
                 self._pool.put(child, configure_of(after, child.role))

@@ -1,6 +1,7 @@
 """Child processes: start, message, restart with growing delay, give up for a while.
 
-This is the seam for other ways to run workers: `start`, `put`, `kill`, and events to a callback.
+The first ones are forked, later ones spawned (`_start`). This is the seam for other ways to run
+workers: `start`, `put`, `kill`, and events to a callback.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnProcess
+from multiprocessing.process import BaseProcess
 from multiprocessing.resource_tracker import ensure_running
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -24,8 +26,9 @@ from rsd.queues import WorkQueue
 
 log = logging.getLogger(__name__)
 
-#: spawn, always: a forked child would keep the siblings' pipe ends open, and no EOF would come.
-SPAWN = multiprocessing.get_context("spawn")
+FORK, SPAWN = multiprocessing.get_context("fork"), multiprocessing.get_context("spawn")
+#: The longest name that the kernel keeps of a process, for ps and top.
+NAME_MAX = 15
 #: The n-th restart after quick deaths waits n seconds, up to this many.
 DELAY_MAX = 10.0
 #: A death within QUICK seconds of the start, before anything useful was done, counts; QUICK_DEATHS
@@ -56,7 +59,7 @@ class Child:
     arguments: tuple[Any, ...]
     decoder: msgspec.json.Decoder[Any]
     life: int = 0  #: counts the processes; messages of earlier ones are dropped
-    process: SpawnProcess | None = None
+    process: BaseProcess | None = None
     queue: WorkQueue[Any] | None = None
     started_at: float = 0.0
     quick_deaths: int = 0
@@ -109,28 +112,40 @@ class Pool:
 
     def tend(self, now: float) -> list[Child]:
         """Start what is due; returns the children that were started."""
-        started = []
+        due = []
         for child in self.children.values():
             if child.process is not None and now - child.started_at >= QUICK:
                 child.quick_deaths = 0
             if child.wanted and child.restart_at is not None and child.restart_at <= now:
-                self._start(child, now)
-                started.append(child)
+                due.append(child)
+        started = [child for child in due if self._start(child, now)]
+        for child in started:  # not before all are started: this begins threads
+            self._listen(child)
         return started
 
-    def _start(self, child: Child, now: float) -> None:
-        child.life += 1
-        life = child.life
-        queue: WorkQueue[Any] = WorkQueue(SPAWN, child.name)
+    def _start(self, child: Child, now: float) -> bool:
+        """Fork as long as this process has only one thread, which is at its start: no lock is held
+        by another, and the child has all imports at once. Spawn afterwards.
+        """
+        queue: WorkQueue[Any] = WorkQueue(child.name)
         inbox, outbox = queue.child_ends
-        process = SPAWN.Process(
+        forked = _single_threaded()
+        process = (FORK if forked else SPAWN).Process(
             target=_run,
-            args=(child.target, inbox, outbox, child.arguments),
+            args=(
+                child.name,
+                child.target,
+                inbox,
+                outbox,
+                child.arguments,
+                _open_files() if forked else (),
+            ),
             name=f"rsd-{child.name}",
             daemon=True,
         )
         try:
-            ensure_running()  # it unblocks signals when it has to be started
+            if not forked:
+                ensure_running()  # it unblocks signals when it has to be started
             with signals.held():
                 process.start()
         except OSError as e:
@@ -138,11 +153,17 @@ class Pool:
                 end.close()
             log.error("cannot start %s: %s", child.name, e)
             child.restart_at = now + DELAY_MAX
-            return
+            return False
+        child.life += 1
         child.process, child.queue = process, queue
         child.started_at, child.restart_at, child.ready = now, None, False
         child.useful = False
-        queue.start(
+        return True
+
+    def _listen(self, child: Child) -> None:
+        life = child.life
+        assert child.queue is not None
+        child.queue.start(
             child.decoder,
             lambda message: self.deliver(child, life, message),
             lambda: self.gone(child, life),
@@ -221,9 +242,41 @@ def processes(pool: Pool) -> list[dict[str, Any]]:
     ]
 
 
-def _run(target: Target, inbox: Connection, outbox: Connection, arguments: tuple[Any, ...]) -> None:
+def _single_threaded() -> bool:
+    return len(list(Path("/proc/self/task").iterdir())) == 1
+
+
+def _open_files() -> tuple[int, ...]:
+    """The descriptors of this process, without the one that lists them."""
+    found = [int(path.name) for path in Path("/proc/self/fd").iterdir()]
+    return tuple(fd for fd in found if Path(f"/proc/self/fd/{fd}").exists())
+
+
+def _run(
+    name: str,
+    target: Target,
+    inbox: Connection,
+    outbox: Connection,
+    arguments: tuple[Any, ...],
+    inherited: tuple[int, ...],
+) -> None:
+    """In the child. `inherited`: what the hub had open when it forked."""
     signals.ignore()
+    _let_go(set(inherited) - {0, 1, 2, inbox.fileno(), outbox.fileno()})
+    with contextlib.suppress(OSError):
+        Path("/proc/self/comm").write_text(f"rsd-{name}"[:NAME_MAX])
     target(inbox, outbox, *arguments)
+
+
+def _let_go(files: set[int]) -> None:
+    """Pipes of siblings would give them no EOF, the lock would outlive the hub. The numbers stay
+    taken: objects of the hub, whose memory this was, may still close them.
+    """
+    if files:
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for fd in files:
+            os.dup2(nowhere, fd, inheritable=False)
+        os.close(nowhere)
 
 
 def describe_exit(code: int | None) -> str:

@@ -67,6 +67,11 @@ class Reporter:
         self._stop.set()
         self.take_back()
 
+    def follow(self, settings: Settings) -> None:
+        """Other settings from now on."""
+        self.settings = settings
+        self.throttle = host.Throttle(settings.throttle)
+
     def ended(self, ended: Ended) -> None:
         """An image came to its end."""
         name = display_path(ended.path)

@@ -195,7 +195,8 @@ class Supervisor:
             )
         )
         try:
-            self.crew.hire(self.settings, time.monotonic())  # their imports take the longest
+            self.crew.hire(self.settings)
+            children.load()  # before there is a thread: they are forked with it
             self._start_writer()
             if self._drain_until is None:
                 self.reporter.start()
@@ -452,12 +453,11 @@ class Supervisor:
     def _apply(self, settings: Settings, recipe: Recipe) -> None:
         before, self.settings, self.recipe = self.settings, settings, recipe
         # Workers first: a lease for a new endpoint must not arrive before its address.
-        for name in self.crew.follow(before, settings, time.monotonic()):
+        for name in self.crew.follow(before, settings):
             self._think(WorkerLeaving(worker=name))
         self._think(PolicyChanged(policy=policy_of(settings, recipe, once=self.once)))
         self.scribe.resettle(resettle_of(settings, recipe))
-        self.reporter.settings = settings
-        self.reporter.throttle = host.Throttle(settings.throttle)
+        self.reporter.follow(settings)
         folder = Path(settings.output_dir) / "logs"
         secrets = keys_of(before) + keys_of(settings)  # calls with the old ones are still open
         logs.to_stderr_and_file(folder, settings.log_level, secrets)

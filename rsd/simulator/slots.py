@@ -16,12 +16,12 @@ STEP: Final = 0.1
 STEPS_MAX: Final = 36_000
 
 
-def service_seconds(mean: float, part: str) -> float:
+def service_seconds(mean: float, part: str, sigma: float = SERVICE_SIGMA) -> float:
     """The seconds that an answer takes: log-normal around `mean`, decided by what is asked."""
     if mean <= 0:
         return 0.0
     z = random.Random(f"service|{part}").gauss(0, 1)
-    return mean * math.exp(SERVICE_SIGMA * z - SERVICE_SIGMA**2 / 2)
+    return mean * math.exp(sigma * z - sigma**2 / 2)
 
 
 class History:

@@ -197,16 +197,27 @@ def test_what_applies_when(simulator: Make, daemon: MakeDaemon, tmp_path: Path) 
     )
 
 
-#: A child that is really broken: its Python ends when it imports one module of rsd.
+#: A child that is really broken: its Python ends when it comes to one module of rsd, by importing
+#: it (spawned) or by calling it (forked).
 BROKEN = """
 import os, sys
+
+def broken():
+    flag = os.environ["RSD_TEST_BROKEN"]
+    return open(flag).read().split() if os.path.exists(flag) else []
+
 class Finder:
     def find_spec(self, name, path=None, target=None):
-        flag = os.environ["RSD_TEST_BROKEN"]
-        if os.path.exists(flag) and name in open(flag).read().split():
+        if name in broken():
             os._exit(41)
+
+def forked():
+    for name in broken():
+        sys.modules[name].main = lambda *arguments: os._exit(41)
+
 if "spawn_main" in " ".join(sys.orig_argv):
     sys.meta_path.insert(0, Finder())
+os.register_at_fork(after_in_child=forked)
 """
 
 

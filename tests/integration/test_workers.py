@@ -58,7 +58,7 @@ class Worker:
 
     def __init__(self, target: Callable[..., None], slots: int = 2) -> None:
         context = multiprocessing.get_context("spawn")
-        self.queue: WorkQueue[FromWorker] = WorkQueue(context, "worker")
+        self.queue: WorkQueue[FromWorker] = WorkQueue("worker")
         self.said: queue.SimpleQueue[FromWorker | None] = queue.SimpleQueue()
         self.logged: list[LogLine] = []
         self.number = 0

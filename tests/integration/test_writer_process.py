@@ -80,7 +80,7 @@ class Hub:
         context = multiprocessing.get_context("spawn")
         heard: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.heard = heard
-        self.pipe: WorkQueue[Any] = WorkQueue(context, "writer")
+        self.pipe: WorkQueue[Any] = WorkQueue("writer")
         if failpoint:
             os.environ["RSD_FAILPOINT"] = failpoint
         try:

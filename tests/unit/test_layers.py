@@ -24,6 +24,7 @@ HEIGHT = {
     "config": 3,
     "profiles": 3,
     "facts": 3,
+    "environment": 4,
     "messages": 4,
     "logs": 5,
     "queues": 5,
