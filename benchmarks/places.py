@@ -36,7 +36,8 @@ FENCE = re.compile(rb'<answer id=\\"([^"\\]+)\\"')
 TAIL = 64
 #: A request without a picture is a probe for 16 tokens; an answer has some hundred.
 PROBE_SHARE = 0.1
-#: A connection's first buffer, in bytes; it grows to the largest request.
+#: Bytes of a new buffer; it grows to the largest request. A request has one only while it arrives:
+#: few are needed, and they stay in the processor's caches.
 BUFFER = 64 * 1024
 NETLIST = "\n".join(f"block B{k}; wire B{k}.out -> B{k + 1}.in" for k in range(18))
 
@@ -137,19 +138,30 @@ class Side:
         return {"first": self.first, "last": self.last, **self.history.document()}
 
 
+#: Buffers that no request needs now, and what a connection has between two requests.
+FREE: list[bytearray] = []
+NONE = bytearray()
+
+
 class Connection(asyncio.BufferedProtocol):
     """One connection: HTTP/1.1, kept alive, a request at a time."""
 
     def __init__(self, side: Side, sides: dict[str, Side]) -> None:
         self._side, self._sides = side, sides
-        self._buffer = bytearray(BUFFER)
+        self._buffer = NONE
         self._have = self._head = self._need = 0
         self._transport: Any = None
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._buffer is not NONE:
+            FREE.append(self._buffer)
+
     def get_buffer(self, _hint: int) -> memoryview:
+        if self._buffer is NONE:
+            self._buffer = FREE.pop() if FREE else bytearray(BUFFER)
         return memoryview(self._buffer)[self._have :]
 
     def buffer_updated(self, count: int) -> None:
@@ -167,6 +179,8 @@ class Connection(asyncio.BufferedProtocol):
         if self._have >= self._need:
             self._request()
             self._have = self._need = 0
+            FREE.append(self._buffer)
+            self._buffer = NONE
 
     def _request(self) -> None:
         method, path = self._buffer[: self._head].split(b" ", 2)[:2]

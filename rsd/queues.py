@@ -28,7 +28,7 @@ Out = TypeVar("Out")
 
 #: Bytes of a frame's length, and most bytes of one read.
 HEADER: Final = 4
-CHUNK: Final = 256 * 1024
+CHUNK: Final = 64 * 1024
 
 
 def frame_of(message: msgspec.Struct) -> bytes:

@@ -202,17 +202,13 @@ class Dispatcher:
         for role in (GRADE, GENERATE):
             index = 0 if role == GENERATE else 1
             room = self.ceiling(role, now) - self.leases.in_flight(role)
-            # A worker may hold one lease beyond its threads, but only while the limits are no
-            # lower than the threads: a waiting lease starts as soon as a thread is free.
-            limit = sum(int(e.limit) for e in self.of(role) if e.usable)
-            deep = min(limit, self.ceiling(role, now)) >= self.leases.slots(role) > 0
-            spare = 1 if deep else 0
-            room += len([w for w in self.leases.workers.values() if w.role == role]) * spare
+            ahead = self._ahead(role, now)
+            room += ahead
             queue = self.ready[role]
             while queue and room > 0:
                 at, endpoint = self._next(role, now)
                 work = queue[at]
-                worker = self.leases.pick(role, work.sha256, spare)
+                worker = self.leases.pick(role, work.sha256, ahead > 0)
                 if endpoint is None or worker is None or not self.budgets[role].ready(now):
                     break
                 del queue[at]
@@ -225,11 +221,23 @@ class Dispatcher:
                 work.lent_at = now
                 work.reserved = self.budgets[role].started()
                 endpoint.started()
-                deadline = now + (1 + spare) * self.policy.timeouts[index] + LEASE_GRACE
+                tries = 2 if ahead else 1  # one in front of it on its thread, and its own
+                deadline = now + tries * self.policy.timeouts[index] + LEASE_GRACE
                 number = self.leases.grant(worker, work, deadline=deadline, sha256=work.sha256)
                 out.append(Assign(worker=worker.name, lease=Lease(lease=number, task=task)))
                 room -= 1
         return out
+
+    def _ahead(self, role: str, now: float) -> int:
+        """Leases that the workers of a role may hold beyond their threads, so that a free thread
+        need not wait for the hub. They go to endpoints whose limits are no lower than the threads:
+        what is lent ahead then waits for a thread, and no server sees more than its limit.
+        """
+        threads = self.leases.slots(role)
+        ahead = self.leases.spare(role) if self.ceiling(role, now) >= threads > 0 else 0
+        for endpoint in self.of(role):
+            endpoint.ahead = ahead if int(endpoint.limit) >= threads else 0
+        return max((e.ahead for e in self.of(role) if e.usable), default=0)
 
     def home(self, role: str, known: str) -> str:
         """The endpoint whose caches are to hold an image: the one that has it already, else the one
@@ -280,7 +288,7 @@ class Dispatcher:
         for (role, url), endpoint in self.endpoints.items():
             if not endpoint.probe_due(now):
                 continue
-            worker = self.leases.pick(role, "", 1)
+            worker = self.leases.pick(role, "", True)
             if worker is None:
                 continue
             index = 0 if role == GENERATE else 1

@@ -15,6 +15,11 @@ from rsd.vocabulary import ImageId
 T = TypeVar("T")
 
 
+#: Threads of a worker for each lease beyond them. The hub answers once a turn, some 10 ms: so many
+#: threads end a call of a tenth of a second meanwhile.
+AHEAD = 8
+
+
 @dataclass(slots=True)
 class Worker:
     """One worker process as the lease table sees it."""
@@ -29,6 +34,11 @@ class Worker:
     leaving: bool = False  #: takes no new leases
     decoding: ImageId | None = None
     images: dict[str, None] = field(default_factory=dict)  #: contents it was sent, oldest first
+
+    @property
+    def spare(self) -> int:
+        """Leases that it may hold beyond its threads."""
+        return max(1, self.slots // AHEAD)
 
 
 #: Kinds of leases: by the threads of a worker that serve them.
@@ -83,14 +93,21 @@ class LeaseTable(Generic[T]):
         open_leases = sorted(worker.calls | worker.prepares | worker.asides)
         return [self.loans.pop(i).item for i in open_leases], worker.decoding
 
-    def pick(self, role: str, sha256: str, spare: int) -> Worker | None:
+    def spare(self, role: str) -> int:
+        """Leases that all workers of a role may hold beyond their threads."""
+        return sum(w.spare for w in self.workers.values() if w.role == role)
+
+    def pick(self, role: str, sha256: str, ahead: bool) -> Worker | None:
         """The worker for a call: one that has the image encoded and a free thread, else the one
-        with the most free places; None when all have `slots + spare` leases already.
+        with the most free places; None when all threads are taken, and with `ahead` the leases
+        beyond them, too.
         """
         fit = [
             w
             for w in self.workers.values()
-            if w.role == role and not w.leaving and len(w.calls) + w.overdue < w.slots + spare
+            if w.role == role
+            and not w.leaving
+            and len(w.calls) + w.overdue < w.slots + (w.spare if ahead else 0)
         ]
         with_image = [w for w in fit if sha256 in w.images and len(w.calls) < w.slots]
         return max(with_image or fit, key=lambda w: w.slots - len(w.calls), default=None)
@@ -165,6 +182,10 @@ class LeaseTable(Generic[T]):
     def in_flight(self, role: str) -> int:
         """Calls that workers of this role hold."""
         return sum(len(w.calls) for w in self.workers.values() if w.role == role)
+
+    def running(self, role: str) -> int:
+        """Those of them that have a thread."""
+        return sum(min(len(w.calls), w.slots) for w in self.workers.values() if w.role == role)
 
     @property
     def open(self) -> int:

@@ -37,7 +37,7 @@ PROBE_PAUSE_MAX, SETUP_PAUSE_MAX = 15.0, 60.0
 COOL_DOWN = 1.0
 #: Seconds between two looks at a server's own load, and the share of an endpoint's calls that may
 #: wait in the server's queue: enough that a free slot finds one, too few to matter.
-LOAD_SECONDS, QUEUE_SHARE = 1.0, 0.05
+LOAD_SECONDS, QUEUE_SHARE = 1.0, 0.1
 #: The same in slow start, which goes on as long as a server says that nothing waits.
 START_SECONDS = 0.1
 #: Longest time that a server's Retry-After is believed.
@@ -62,6 +62,7 @@ class EndpointLimit:
     limit: float = FIRST_LIMIT
     slow_start: bool = True
     in_flight: int = 0
+    ahead: int = 0  #: leases that may wait for a thread of the workers, beyond the limit
     answered: int = 0  #: items or chat probes answered, ever
     failures: int = 0  #: in a row
     refusals: int = 0  #: in a row
@@ -92,7 +93,7 @@ class EndpointLimit:
         """Requests that may be started now."""
         if self.state != UP or now < self.cool_until:
             return 0
-        room = max(0, int(self.limit) - self.in_flight)
+        room = max(0, int(self.limit) + self.ahead - self.in_flight)
         return room if now >= self.window_until else max(0, min(room, int(self.window_left)))
 
     @property
@@ -219,6 +220,7 @@ class EndpointLimit:
         if error.retry_after or not self.in_flight:
             self.cool_until = max(self.cool_until, now + wait)
         self.reason = error.message or error.reason
+        there = min(float(self.in_flight), self.limit)  # the rest waits for a thread
         # A call that was sent after the last cut says that it was not enough.
         again = started is not None and started > self.cut_at
         if again or now >= self.cut_at + EPISODE_SECONDS:
@@ -228,7 +230,7 @@ class EndpointLimit:
             self.limit = max(1.0, self.limit * CUT)
             self.taken = math.inf
         if not error.retry_after:  # else it is a matter of time, not of how many at once
-            self.taken = min(self.taken, max(1.0, float(self.in_flight), self._half))
+            self.taken = min(self.taken, max(1.0, there, self._half))
             self.limit = min(self.limit, self.taken)
 
     def _pause(self, now: float, most: float) -> float:

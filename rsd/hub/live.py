@@ -174,8 +174,8 @@ def document(
             "failed": stats.sample_failures,
         },
         "in_flight": {
-            "generate": dispatch.leases.in_flight(GENERATE),
-            "grade": dispatch.leases.in_flight(GRADE),
+            "generate": dispatch.leases.running(GENERATE),
+            "grade": dispatch.leases.running(GRADE),
         },
         "retries": dispatch.delayed,
         "tokens": {

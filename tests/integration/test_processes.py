@@ -19,7 +19,7 @@ def held(pid: int) -> set[str]:
     found = set()
     for fd in Path(f"/proc/{pid}/fd").iterdir():
         if int(fd.name) > 2:
-            found.add(os.readlink(fd))
+            found.add(str(fd.readlink()))
     return found - {os.devnull}
 
 

@@ -243,7 +243,7 @@ class Hub:
     def check(self) -> None:
         table = self.brain.dispatch.leases
         for name, worker in table.workers.items():
-            assert len(worker.calls) <= worker.slots + 1, "more leases than slots + 1"
+            assert len(worker.calls) <= worker.slots + worker.spare, "more leases than may wait"
             assert worker.calls | worker.prepares | worker.asides <= set(self.leases[name]), (
                 "a lease not sent"
             )
@@ -257,7 +257,9 @@ class Hub:
                 ]
                 calls = [loan for loan in lent if loan.item.kind != "probe"]
                 assert endpoint.in_flight == len(calls), "an endpoint's calls are miscounted"
-                assert endpoint.in_flight <= endpoint.cap, "more calls than the endpoint may have"
+                threadless = table.in_flight(role) - table.running(role)
+                most = endpoint.cap + threadless
+                assert endpoint.in_flight <= most, "more calls than the endpoint may have"
                 assert endpoint.probing == (len(lent) > len(calls)), "a probe is forgotten"
         for loan in table.loans.values():
             if loan.item.kind in ("generate", "judge"):

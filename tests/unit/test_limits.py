@@ -221,10 +221,10 @@ def test_leases_come_back_once_whoever_ends_them() -> None:
     table: LeaseTable[str] = LeaseTable()
     table.join("g1", "generate", 2)
     table.join("g2", "generate", 2)
-    first = table.pick("generate", "sha", 0)
+    first = table.pick("generate", "sha", False)
     assert first is not None
     lease = table.grant(first, "work", deadline=10.0, sha256="sha")
-    assert table.pick("generate", "sha", 0) is first, "the worker that has the image"
+    assert table.pick("generate", "sha", False) is first, "the worker that has the image"
     assert table.settle(first.name, lease) == "work"
     assert table.settle(first.name, lease) is None
     late = table.grant(first, "late", deadline=10.0)
@@ -237,13 +237,18 @@ def test_leases_come_back_once_whoever_ends_them() -> None:
 
 
 def test_a_worker_is_never_lent_more_than_its_slots_and_the_spare() -> None:
-    table: LeaseTable[int] = LeaseTable()
-    table.join("g", "generate", 2)
-    for i in range(3):
-        worker = table.pick("generate", "", 1)
-        assert worker is not None
-        table.grant(worker, i, deadline=1.0)
-    assert table.pick("generate", "", 1) is None
+    for slots, spare in ((2, 1), (16, 2), (100, 12)):
+        table: LeaseTable[int] = LeaseTable()
+        table.join("g", "generate", slots)
+        assert table.spare("generate") == spare
+        for i in range(slots + spare):
+            assert (table.pick("generate", "", False) is None) == (i >= slots)
+            worker = table.pick("generate", "", True)
+            assert worker is not None
+            table.grant(worker, i, deadline=1.0)
+        assert table.pick("generate", "", True) is None
+        assert table.in_flight("generate") == slots + spare
+        assert table.running("generate") == slots
 
 
 def test_a_death_while_decoding_names_the_image() -> None:
