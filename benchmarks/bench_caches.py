@@ -9,6 +9,7 @@ cache. The servers must be fresh or have seen other pictures: every run draws it
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import subprocess
@@ -19,6 +20,7 @@ import urllib.request
 from pathlib import Path
 
 import common
+import tables
 
 from tests.support import make_diagram
 
@@ -38,7 +40,7 @@ def counters(urls: list[str]) -> dict[str, float]:
     return found
 
 
-def draw(args: common.argparse.Namespace, home: Path, seed: int, affinity: bool) -> list[str]:
+def draw(args: argparse.Namespace, home: Path, seed: int, affinity: bool) -> list[str]:
     """One pass of rsd over new pictures; a row of the table."""
     images = home / f"images-{seed}"
     images.mkdir()
@@ -82,7 +84,7 @@ def draw(args: common.argparse.Namespace, home: Path, seed: int, affinity: bool)
 
 def main() -> None:
     """Print the table."""
-    parser = common.parser(__doc__)
+    parser = tables.parser(__doc__)
     parser.add_argument(
         "--vllm", nargs="+", required=True, metavar="URL", help="base URLs, with /v1"
     )
@@ -91,13 +93,13 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=16)
     parser.add_argument("--seed", type=int, default=int(time.time()) % 10_000)
     args = parser.parse_args()
-    report = common.Report("Caches of a real vLLM", args)
+    report = tables.Report("Caches of a real vLLM", args)
     rows = []
     with common.workspace() as home:
         for k in range(args.rounds):
             for affinity in (True, False):
                 rows.append(draw(args, home, args.seed + 2 * k + affinity, affinity))
-                common.say(" ".join(rows[-1]))
+                tables.say(" ".join(rows[-1]))
     columns = ["affinity", "results", "prefix hits", "picture hits", "pictures prepared", "seconds"]
     report.table(
         columns,

@@ -8,6 +8,8 @@ from __future__ import annotations
 import statistics
 
 import common
+import pngs
+import tables
 
 #: Kilobytes of a picture: one that costs next to nothing, and the usual one.
 SIZES = (3, 300)
@@ -16,15 +18,15 @@ PLACES, IMAGES = 64, 240
 
 def main() -> None:
     """Print the table."""
-    args = common.parser(__doc__).parse_args()
-    report = common.Report("Ceiling", args)
+    args = tables.parser(__doc__).parse_args()
+    report = tables.Report("Ceiling", args)
     rows: list[list[str]] = []
     loads = []
     for kilobytes in SIZES:
-        common.say(f"{kilobytes} kB")
+        tables.say(f"{kilobytes} kB")
         with common.workspace() as home:
             images = max(4, int(IMAGES * args.scale))
-            pictures = common.make_pictures(home / "pictures", images, kilobytes)
+            pictures = pngs.make_pictures(home / "pictures", images, kilobytes)
             with common.simulator(kind=common.Places) as sim:
                 work = common.Work(images=tuple(pictures), gen_workers=PLACES, grade_workers=PLACES)
                 found = common.rounds(args.clients, args.rounds, sim, work, (0, 0), home)

@@ -15,6 +15,8 @@ from __future__ import annotations
 import statistics
 
 import common
+import pngs
+import tables
 
 SCENARIOS = {
     #     places, seconds, spread, n, kilobytes, images
@@ -29,18 +31,18 @@ SCENARIOS = {
 
 def main() -> None:
     """Print the table."""
-    parser = common.parser(__doc__)
+    parser = tables.parser(__doc__)
     parser.add_argument("--scenarios", nargs="+", choices=SCENARIOS, default=list(SCENARIOS))
     args = parser.parse_args()
-    report = common.Report("Full servers", args)
+    report = tables.Report("Full servers", args)
     rows: list[list[str]] = []
     loads = []
     for name in args.scenarios:
         places, seconds, spread, n, kilobytes, images = SCENARIOS[name]
         images = max(4, int(images * args.scale))
-        common.say(f"scenario {name}")
+        tables.say(f"scenario {name}")
         with common.workspace() as home:
-            pictures = common.make_pictures(home / "pictures", images, kilobytes)
+            pictures = pngs.make_pictures(home / "pictures", images, kilobytes)
             options = ("--slots", str(places), "--service-seconds", str(seconds))
             options += ("--spread", str(spread))
             with common.simulator(*options, kind=common.Places) as sim:

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import common
+import pngs
+import tables
 
 KILOBYTES, SECONDS = 3, 0.5
 #: Seconds between two looks at the servers.
@@ -29,7 +31,7 @@ def daemon(
     home: Path, images: int, urls: tuple[list[str], list[str]], workers: int
 ) -> Iterator[common.Daemon]:
     """rsd at work on enough pictures for the block."""
-    pictures = common.make_pictures(home / "pictures", images, KILOBYTES)
+    pictures = pngs.make_pictures(home / "pictures", images, KILOBYTES)
     work = common.Work(images=tuple(pictures), gen_workers=workers, grade_workers=workers)
     running = common.Daemon(home, urls, work, {"RSD_ERRORS_PROBE_SECONDS": "1"})
     running.start()
@@ -162,13 +164,13 @@ SCENARIOS = {"refusing": refusing, "queueing": queueing, "outage": outage}
 
 def main() -> None:
     """Print the tables."""
-    parser = common.parser(__doc__)
+    parser = tables.parser(__doc__)
     parser.add_argument("--scenarios", nargs="+", choices=SCENARIOS, default=list(SCENARIOS))
     parser.add_argument("--minute", type=float, default=60.0, help="seconds of a phase (60)")
     args = parser.parse_args()
-    report = common.Report("Limits", args)
+    report = tables.Report("Limits", args)
     for name in args.scenarios:
-        common.say(name)
+        tables.say(name)
         report.table([name, "seen", "aim"], SCENARIOS[name](args.minute))
     report.close()
 

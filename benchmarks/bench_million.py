@@ -10,6 +10,7 @@ daemon starts, works, and scans the folder again while it works.
 
 from __future__ import annotations
 
+import argparse
 import os
 import statistics
 import subprocess
@@ -20,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import common
+import pngs
+import tables
 
 from rsd.facts import ImageEnrolled, Numbered
 from rsd.writer.apply import Application
@@ -42,7 +45,7 @@ def make_files(folder: Path, count: int) -> float:
         below.mkdir(parents=True)
         for k in range(first, min(count, first + IN_FOLDER)):
             with open(f"{below}/p{k:07d}.png", "wb") as file:  # noqa: PTH123
-                file.write(common.png(16, 16, 1, k, level=0))
+                file.write(pngs.png(16, 16, 1, k, level=0))
     return time.monotonic() - began
 
 
@@ -130,12 +133,12 @@ def scan_age(running: common.Daemon) -> float | None:
     return None if age is None else age + time.time() - live["written"]
 
 
-def measure(count: int, args: common.argparse.Namespace) -> dict[str, float]:
+def measure(count: int, args: argparse.Namespace) -> dict[str, float]:
     """All figures of one size."""
     figures: dict[str, float] = {}
     with common.workspace() as home:
         folder = home / "pictures"
-        common.say(f"{count:,} files: made in {make_files(folder, count):.0f} s")
+        tables.say(f"{count:,} files: made in {make_files(folder, count):.0f} s")
         with common.simulator("--slots", str(PLACES), "--service-seconds", str(SECONDS)) as sim:
             work = common.Work(
                 images=(folder / "x",),
@@ -149,7 +152,7 @@ def measure(count: int, args: common.argparse.Namespace) -> dict[str, float]:
                     figures["enrolment"] = enrolment(running, sim, count)
                 else:
                     seconds = enrol(folder, home / "output/state")
-                    common.say(f"  enrolled beforehand in {seconds:.0f} s")
+                    tables.say(f"  enrolled beforehand in {seconds:.0f} s")
                 figures |= at_work(running, sim, args.rescan_limit)
                 figures["status, running, s"] = status_seconds(running)
                 running.stop()
@@ -211,14 +214,14 @@ def _late(began: float, limit: float) -> bool:
 
 def main() -> None:
     """Print the table."""
-    parser = common.parser(__doc__)
+    parser = tables.parser(__doc__)
     parser.add_argument("--images", type=int, nargs="+", default=[10_000, 100_000])
     parser.add_argument("--enrol", choices=("beforehand", "daemon"), default="beforehand")
     parser.add_argument(
         "--rescan-limit", type=float, default=900.0, help="seconds that a scan is waited for (900)"
     )
     args = parser.parse_args()
-    report = common.Report("A large backlog", args)
+    report = tables.Report("A large backlog", args)
     found = {count: measure(count, args) for count in args.images}
     names = list(dict.fromkeys(name for figures in found.values() for name in figures))
     rows = [[name, *(_shown(figures.get(name)) for figures in found.values())] for name in names]

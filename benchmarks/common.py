@@ -1,4 +1,4 @@
-"""What the benchmarks share: pictures, the simulator, the three clients, figures, tables.
+"""What the benchmarks share: the servers, the clients, and the figures of a run.
 
 A client is a process of its own (rsd with all its children); its CPU time and the bytes that it
 wrote are what the kernel says when it is reaped, children included. Busy places are counted by the
@@ -7,20 +7,17 @@ simulator, which runs on the same machine as the client: ratios within one run a
 
 from __future__ import annotations
 
-import argparse
+import compileall
 import contextlib
 import hashlib
 import json
 import os
-import random
 import statistics
-import struct
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,12 +26,10 @@ from typing import Any
 HOME = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(HOME))
 
-from rich.console import Console  # noqa: E402
-from rich.table import Table  # noqa: E402
+import tables  # noqa: E402
 
 from rsd.vocabulary import seed_base  # noqa: E402
 
-CLIENTS = ("rsd", "aiohttp", "spliced", "openai")
 PARAMS = {
     "temperature": 0.7,
     "top_p": 0.9,
@@ -46,46 +41,6 @@ PARAMS = {
 #: Share of a run at either end that does not count for the busy places.
 EDGE = 0.1
 _TICK = os.sysconf("SC_CLK_TCK")
-
-# ------------------------------------------------------------------------------------- pictures
-
-
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    body = kind + data
-    return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
-
-
-def png(width: int, height: int, noise_rows: int, seed: int, level: int = 1) -> bytes:
-    """A white RGB page with a band of noise, which makes the file big: no other seed gives it."""
-    row = b"\x00" + b"\xff" * (3 * width)
-    noise = random.Random(seed).randbytes(noise_rows * (3 * width + 1))
-    band = bytearray(noise)
-    band[:: 3 * width + 1] = bytes(noise_rows)  # the filter byte of each row
-    rows = bytes(band) + row * (height - noise_rows)
-    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"".join(
-        (
-            b"\x89PNG\r\n\x1a\n",
-            _chunk(b"IHDR", head),
-            _chunk(b"IDAT", zlib.compress(rows, level)),
-            _chunk(b"IEND", b""),
-        )
-    )
-
-
-def make_pictures(folder: Path, count: int, kilobytes: int) -> list[Path]:
-    """Distinct pages of about so many kilobytes, 1024 x 768 or, above 1 MB, 1600 x 1200."""
-    folder.mkdir(parents=True, exist_ok=True)
-    width, height = (1024, 768) if kilobytes <= 1000 else (1600, 1200)
-    rows = max(1, kilobytes * 1000 // (3 * width))
-    made = []
-    for seed in range(count):
-        path = folder / f"p{seed:05d}.png"
-        if not path.exists():
-            path.write_bytes(png(width, height, rows, seed))
-        made.append(path)
-    return made
-
 
 # ------------------------------------------------------------------------------------ simulator
 
@@ -183,7 +138,7 @@ class Run:
     ideal: float  #: seconds that the best possible schedule takes: work of the limiting pool/places
     cpu: float  #: seconds, user and system, all processes
     written: int  #: bytes, as the kernel accounts them when pages become dirty
-    spared: int  #: of them, those of files that were removed before they reached the disk
+    reached: int  #: bytes that reached the device until all was there, of whomsoever
     requests: int
     strangers: float  #: cores that others used meanwhile
     repeated: int  #: calls that were made twice
@@ -239,8 +194,11 @@ def job(folder: Path, sim: Simulator, work: Work, *, spliced: bool) -> Path:
 
 
 def clean_environment(**more: str) -> dict[str, str]:
-    """Ours, without settings of rsd and proxies."""
-    env = {k: v for k, v in os.environ.items() if not k.startswith("RSD_")}
+    """Ours, without settings of rsd and proxies, and without a ban on compiled files: a user's
+    Python keeps them.
+    """
+    left_out = ("RSD_", "PYTHONDONTWRITEBYTECODE")
+    env = {k: v for k, v in os.environ.items() if not k.startswith(left_out)}
     return env | {"NO_PROXY": "127.0.0.1,localhost"} | more
 
 
@@ -287,6 +245,16 @@ def _machine_cpu() -> float:
     return (user + nice + system + irq + softirq + steal) / _TICK
 
 
+def _reached_disk(folder: Path) -> int:
+    """Bytes that the device below a folder has ever taken, after all that is dirty has gone there:
+    field 7 of the kernel's Documentation/block/stat.rst, in sectors of 512.
+    """
+    os.sync()
+    device = folder.stat().st_dev
+    about = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/stat")
+    return 512 * int(about.read_text().split()[6]) if about.exists() else 0
+
+
 def _io() -> dict[str, int]:
     """What this process and all that it has reaped did to the disk, in bytes."""
     lines = (line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
@@ -301,6 +269,7 @@ def run(client: str, sim: Simulator, work: Work, places: tuple[int, int], home: 
         folder = Path(name)
         command, env = command_of(client, folder, sim, work)
         sim.ask("reset", {})
+        disk = _reached_disk(home)
         machine, before, io = _machine_cpu(), sim.cpu(), _io()
         began = time.monotonic()
         with (folder / "log").open("wb") as log:
@@ -310,7 +279,7 @@ def run(client: str, sim: Simulator, work: Work, places: tuple[int, int], home: 
         process.returncode = os.waitstatus_to_exitcode(status)
         cpu = usage.ru_utime + usage.ru_stime
         others = _machine_cpu() - machine - cpu - (sim.cpu() - before)
-        done = _io()
+        done, reached = _io(), _reached_disk(home) - disk
         text = (folder / "log").read_text("utf-8", "replace")
     if process.returncode != 0:
         raise RuntimeError(f"{client} ended with {process.returncode}: {text[-2000:]}")
@@ -330,7 +299,7 @@ def run(client: str, sim: Simulator, work: Work, places: tuple[int, int], home: 
         ),
         cpu=cpu,
         written=done["write_bytes"] - io["write_bytes"],
-        spared=done["cancelled_write_bytes"] - io["cancelled_write_bytes"],
+        reached=reached,
         requests=stats["generator"]["answered"] + stats["grader"]["answered"],
         strangers=max(0.0, others) / seconds,
         repeated=made - work.total,
@@ -374,7 +343,7 @@ def rounds(
         for client in clients[turn:] + clients[:turn]:
             one = run(client, sim, work, places, home)
             found[client].append(one)
-            say(
+            tables.say(
                 f"  round {k + 1} {client}: {one.seconds:.1f} s, served in {one.served:.1f} s, "
                 f"CPU {one.cpu:.1f} s, others {one.strangers:.2f} cores"
             )
@@ -472,70 +441,12 @@ class Daemon:
         return next(int(p["pid"]) for p in self.live()["processes"] if p["role"] == role)
 
 
-# ---------------------------------------------------------------------------------------- output
-
-
-def say(text: str) -> None:
-    """Progress, on stderr."""
-    print(text, file=sys.stderr, flush=True)
-
-
-def machine() -> str:
-    """What it ran on, in a line."""
-    version = sys.version.split()[0]
-    return f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores (shared), Python {version}"
-
-
-class Report:
-    """Tables on the terminal, and as markdown in a file when one is asked for."""
-
-    def __init__(self, title: str, args: argparse.Namespace) -> None:
-        self._file: Path | None = args.markdown
-        words = [w for w in sys.argv[1:] if not w.startswith("--markdown")]
-        if args.markdown is not None:
-            words = [w for w in words if w != str(args.markdown)]
-        command = " ".join(["python", "benchmarks/" + Path(sys.argv[0]).name, *words])
-        self._lines = [f"## {title}", "", f"{machine()}; `{command}`", ""]
-
-    def table(self, columns: list[str], rows: list[list[str]], note: str = "") -> None:
-        """One table; the first column is text, the others are figures."""
-        table = Table(*columns)
-        for k in range(1, len(columns)):
-            table.columns[k].justify = "right"
-        for row in rows:
-            table.add_row(*row)
-        console = Console(width=max(130, Console().width))
-        console.print(table)
-        if note:
-            console.print(note)
-        self._lines.append("| " + " | ".join(columns) + " |")
-        self._lines.append("|---|" + "---:|" * (len(columns) - 1))
-        self._lines += ["| " + " | ".join(row) + " |" for row in rows]
-        self._lines += ["", note, ""] if note else [""]
-
-    def close(self) -> None:
-        """Write the file."""
-        if self._file is not None:
-            self._file.write_text("\n".join(self._lines))
-
-
-def parser(doc: str | None) -> argparse.ArgumentParser:
-    """The options that every benchmark has."""
-    made = argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    made.add_argument("--markdown", type=Path, metavar="FILE", help="the tables as markdown")
-    made.add_argument("--rounds", type=int, default=3, help="rounds, each with every client (3)")
-    made.add_argument(
-        "--clients", nargs="+", choices=CLIENTS, default=list(CLIENTS), help="default: all"
-    )
-    made.add_argument("--scale", type=float, default=1.0, help="share of the images (1.0)")
-    return made
-
-
 @contextlib.contextmanager
 def workspace() -> Iterator[Path]:
-    """A folder that is removed afterwards; TMPDIR says where."""
+    """A folder that is removed afterwards; TMPDIR says where. rsd is compiled, as an installation
+    leaves it.
+    """
+    compileall.compile_dir(HOME / "rsd", quiet=1)
     with tempfile.TemporaryDirectory(prefix="rsd-bench-") as name:
         yield Path(name)
 
