@@ -27,7 +27,12 @@ RANGES = ("--temperature-range", "--top-p-range", "--top-k-range")
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose complaints are one line."""
+    """argparse whose complaints are one line, and that takes no flag for another: what a beginning
+    of a name means changes with every new flag.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"allow_abbrev": False} | options)
 
     def error(self, message: str) -> NoReturn:
         """A wrong flag: one line that names it, with the nearest known one."""
@@ -82,11 +87,12 @@ def main(argv: list[str] | None = None) -> int:
     try:
         top = parser(command)
         args, unknown = top.parse_known_args(words)
+        if unknown:
+            wrong: Parser = getattr(args, "parser", top)
+            wrong.error("unrecognized arguments: " + " ".join(unknown))
         if args.command is None:
             top.print_help()
             return 2
-        if unknown:
-            args.parser.error("unrecognized arguments: " + " ".join(unknown))
         call: Any = args.main
         code = int(call(args))
         sys.stdout.flush()

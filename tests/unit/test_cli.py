@@ -125,6 +125,8 @@ def test_lists_may_begin_with_a_minus(values: list[int]) -> None:
         ("run --temprature-range 1", "unknown argument --temprature-range; did you mean --temp"),
         ("run --grading-kye=SECRET", "unknown argument --grading-kye; did you mean --grading-key?"),
         ("status --jsno", "unknown argument --jsno; did you mean --json?"),
+        ("status --jso", "unknown argument --jso; did you mean --json?"),
+        ("--versio", "unknown argument --versio; did you mean --version?"),
         ("run --image-dir", "argument --image-dir: expected one argument"),
         ("show", "the following arguments are required: IMAGE"),
         ("retry", "name images, or give --failed or --low"),
