@@ -140,9 +140,41 @@ def says(*contents: Any, **fields: Any) -> Callable[[Request], None]:
     return lambda request: request.answer(200, completion(*contents, **fields))
 
 
-# ------------------------------------------------------------------- one that can lose its manners
+# --------------------------------------------------------------------------- scripts of bad answers
 
 Script = Callable[[Request], None]
+#: How a good answer begins.
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+
+
+def answers(status: int, body: Any = b"", **headers: str) -> Script:
+    """One answer for every request."""
+    return lambda request: request.answer(status, body, **headers)
+
+
+def raw(data: bytes) -> Script:
+    """These bytes, then the end of the connection."""
+
+    def script(request: Request) -> None:
+        request.close_connection = True
+        request.wfile.write(data)
+
+    return script
+
+
+def drip(head: bytes, drop: bytes = b" ") -> Script:
+    """A byte every 50 ms, for ever."""
+
+    def script(request: Request) -> None:
+        request.close_connection = True
+        request.wfile.write(head)
+        while not request.server.over.wait(0.05):
+            request.wfile.write(drop)
+
+    return script
+
+
+# ------------------------------------------------------------------- one that can lose its manners
 
 
 class Gate(Server):
@@ -241,6 +273,24 @@ def gating(healthy: Script) -> Iterator[Gate]:
     finally:
         gate.over.set()
         gate.leave()
+
+
+def gate_of(request: Request) -> Gate:
+    """The server that is asked."""
+    assert isinstance(request.server, Gate)
+    return request.server
+
+
+def chat(script: Script) -> Script:
+    """Only completions go wrong; the list of models does not."""
+
+    def either(request: Request) -> None:
+        if request.command == "GET":
+            gate_of(request).healthy(request)
+        else:
+            script(request)
+
+    return either
 
 
 def listing(request: Request, model: str) -> bool:

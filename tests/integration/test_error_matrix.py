@@ -1,7 +1,8 @@
 """Servers that misbehave, through a running daemon: what it says, what it asks, what it loses.
 
-The rows are in `error_rows.py`. One daemon meets them one after another: a reload turns it to an
-endpoint of the row's own, which behaves, then misbehaves while pictures come, then behaves again.
+The rows are in `error_outages.py`, `error_dialects.py` and `error_oddities.py`. One daemon meets
+them one after another: a reload turns it to an endpoint of the row's own, which behaves, then
+misbehaves while pictures come, then behaves again.
 """
 
 from __future__ import annotations
@@ -24,16 +25,9 @@ from rsd.errors import ErrorClass
 from rsd.hub.limits import FAILURES_TO_OPEN, FIRST_LIMIT
 from rsd.workers import images
 from tests.evidence import record
-from tests.integration.error_rows import (
-    ATTEMPTS,
-    DIALECTS,
-    ODDITIES,
-    OUTAGES,
-    POISON,
-    Dialect,
-    Oddity,
-    Outage,
-)
+from tests.integration.error_dialects import DIALECTS, Dialect
+from tests.integration.error_oddities import ATTEMPTS, ODDITIES, POISON, Oddity
+from tests.integration.error_outages import OUTAGES, Outage
 from tests.servers import Gate, Request, Seen, gating, generates, grades
 from tests.support import Daemon, data_url, draw, wait_for
 
