@@ -247,12 +247,15 @@ def _machine_cpu() -> float:
 
 def _reached_disk(folder: Path) -> int:
     """Bytes that the device below a folder has ever taken, after all that is dirty has gone there:
-    field 7 of the kernel's Documentation/block/stat.rst, in sectors of 512.
+    field 7 of the kernel's Documentation/block/stat.rst, in sectors of 512. Raises RuntimeError
+    where the folder is on no block device (overlay, btrfs, tmpfs); TMPDIR chooses another.
     """
     os.sync()
     device = folder.stat().st_dev
     about = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/stat")
-    return 512 * int(about.read_text().split()[6]) if about.exists() else 0
+    if not about.exists():
+        raise RuntimeError(f"{folder} is on no block device; set TMPDIR")
+    return 512 * int(about.read_text().split()[6])
 
 
 def _io() -> dict[str, int]:

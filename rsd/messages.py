@@ -146,7 +146,11 @@ class Drop(Struct, frozen=True, kw_only=True, tag_field="kind", tag="drop"):
     sha256: str
 
 
-ToWorker = Configure | Lease | Drop
+class GiveBack(Struct, frozen=True, kw_only=True, tag_field="kind", tag="give_back"):
+    """Nothing more is to be begun: the calls come back that no thread has taken yet."""
+
+
+ToWorker = Configure | Lease | Drop | GiveBack
 
 
 # --------------------------------------------------------------- replies: from a worker to the hub
@@ -249,6 +253,12 @@ class Failed(Struct, frozen=True, kw_only=True, tag_field="kind", tag="failed"):
     usage: Usage = Usage()  #: a truncated or unparsable answer is paid for all the same
 
 
+class GivenBack(Struct, frozen=True, kw_only=True, tag_field="kind", tag="given_back"):
+    """The answer to GiveBack: these calls were not begun."""
+
+    leases: tuple[LeaseId, ...]
+
+
 class Crashed(Struct, frozen=True, kw_only=True, tag_field="kind", tag="crashed"):
     """A bug in a worker, met while it held this lease; the worker goes on."""
 
@@ -266,6 +276,7 @@ FromWorker = (
     | Probed
     | LoadRead
     | Failed
+    | GivenBack
     | Crashed
 )
 

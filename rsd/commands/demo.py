@@ -23,7 +23,7 @@ from rsd.commands.places import prepare_output
 from rsd.commands.status import document_of
 from rsd.config import state_dir
 from rsd.errors import UserError
-from rsd.hub import supervisor
+from rsd.hub import process
 from rsd.settings import Settings
 from rsd.simulator.server import samples_folder
 
@@ -81,7 +81,7 @@ def main(args: argparse.Namespace) -> int:
         config.check_for_run(settings)
         prepare_output(settings)
         with progress.shown() as bar:
-            code = supervisor.run(
+            code = process.run(
                 settings,
                 config.load_recipe(settings),
                 once=True,

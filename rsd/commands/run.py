@@ -14,7 +14,7 @@ from rsd.config import state_dir
 from rsd.environment import take_environment
 from rsd.errors import UserError
 from rsd.files import InstanceLock
-from rsd.hub import supervisor
+from rsd.hub import process
 from rsd.settings import Settings
 
 #: What `--fresh` moves away.
@@ -51,9 +51,9 @@ def main(args: argparse.Namespace) -> int:
         start_afresh(settings, yes=args.yes)
     places.prepare(settings)
     if not args.once:
-        return supervisor.run(settings, recipe, lambda: flags.settings_of(args, environ))
+        return process.run(settings, recipe, lambda: flags.settings_of(args, environ))
     with progress.shown() as bar:
-        code = supervisor.run(
+        code = process.run(
             settings,
             recipe,
             once=True,

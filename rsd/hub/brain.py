@@ -68,8 +68,10 @@ from rsd.messages import (
     Failed,
     Generate,
     Generated,
+    GivenBack,
     Graded,
     Judge,
+    LeaseId,
     LoadRead,
     Prepare,
     Prepared,
@@ -129,7 +131,9 @@ class Brain:
                 self.dispatch.leases.leaving(worker)
             case Replied(worker=worker, reply=Decoding(lease=lease, image=image)):
                 self.dispatch.leases.decoding(worker, lease, image)
-            case Replied(worker=worker, reply=reply) if not isinstance(reply, Decoding):
+            case Replied(worker=worker, reply=GivenBack(leases=leases)):
+                self._given_back(worker, leases)
+            case Replied(worker=worker, reply=reply) if not isinstance(reply, Decoding | GivenBack):
                 self._replied(worker, reply)
             case FilesSeen(facts=facts) | RetryAsked(facts=facts):
                 for fact in facts:
@@ -168,6 +172,7 @@ class Brain:
     # --------------------------------------------------------------------------------- the cycle
 
     def _move_on(self) -> None:
+        self.journal.out += self.dispatch.recall(self.journal.now, draining=self.draining)
         if self.draining or not self.started:
             return
         now = self.journal.now
@@ -465,6 +470,12 @@ class Brain:
                 work.killed += 1
                 self.dispatch.later(work, self.journal.now + pause(work, self.policy))
             else:
+                self.dispatch.add(work, front=True)
+
+    def _given_back(self, worker: str, leases: tuple[LeaseId, ...]) -> None:
+        for lease in reversed(leases):  # the first of them comes first again
+            work = self.dispatch.give_back(worker, lease)
+            if work is not None and work.image in self.rounds.images:
                 self.dispatch.add(work, front=True)
 
     def _expire(self) -> None:

@@ -77,6 +77,12 @@ class Budget:
             bucket.level -= size
         return self.guess[0], self.guess[1]
 
+    def returned(self, reserved: tuple[float, float]) -> None:
+        """It was not begun after all."""
+        self.requests.level += 1.0
+        for bucket, size in zip(self.tokens, reserved, strict=True):
+            bucket.level += size
+
     def ended(self, reserved: tuple[float, float], usage: Usage | None) -> None:
         """It ended; `usage` None: nobody knows what it took, so what was set aside is spent."""
         if usage is None:

@@ -1,5 +1,5 @@
-"""What runs in the children of the hub. The hub itself needs none of it, but loads it before it
-forks them, once for all.
+"""What runs in the children of the hub. The hub itself needs none of it, but loads what those run
+that it forks, once for all.
 """
 
 from __future__ import annotations
@@ -9,13 +9,12 @@ from multiprocessing.connection import Connection
 
 
 def load() -> None:
-    """Import what the children run, and leave the memory that holds it alone from now on: what no
-    process writes to, all share.
+    """Import what forked children run, and leave the memory that holds it alone from now on: what
+    no process writes to, all share.
     """
-    from rsd.workers import generator, grader  # noqa: F401
+    from rsd.workers import grader  # noqa: F401
     from rsd.writer import process  # noqa: F401
 
-    gc.collect()
     gc.freeze()
 
 

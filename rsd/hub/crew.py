@@ -42,7 +42,11 @@ class Crew:
                 self._serial += 1
                 name = f"{WORDS[role]}-{self._serial}"
                 main = self._mains[role]
-                self._pool.add(name, role, main, (name, threads), from_worker_decoder)
+                # Generators decode what anybody may have drawn: no key of the grader is in their
+                # memory, nor anything else that they are not told.
+                isolated = role == GENERATE
+                args = (name, threads)
+                self._pool.add(name, role, main, args, from_worker_decoder, isolated=isolated)
 
     def follow(self, before: Settings, after: Settings) -> list[str]:
         """After a reload: the same workers are told, or others are hired for them when their number

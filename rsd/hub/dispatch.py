@@ -10,7 +10,7 @@ from collections.abc import Callable
 from rsd.facts import ProfileLearned
 from rsd.hub import leases
 from rsd.hub.budgets import Budget
-from rsd.hub.events import GENERATE, GRADE, Assign, KillWorker, Policy, Say
+from rsd.hub.events import GENERATE, GRADE, Assign, KillWorker, Policy, Recall, Say
 from rsd.hub.journal import Journal
 from rsd.hub.leases import LeaseTable
 from rsd.hub.limits import MISCONFIGURED, QUOTA, UNKNOWN, UP, EndpointLimit, pick_endpoint
@@ -53,6 +53,7 @@ class Dispatcher:
         self._delayed: list[tuple[float, int, Work]] = []
         self._tie = 0
         self._sampling_probed: set[str] = set()
+        self._resting: set[tuple[str, str]] = set()  # role and URL; "": all of the role
         self.budgets = dict(zip(ROLES, map(Budget, policy.rates), strict=True))
         self.configure(policy)
 
@@ -230,14 +231,29 @@ class Dispatcher:
 
     def _ahead(self, role: str, now: float) -> int:
         """Leases that the workers of a role may hold beyond their threads, so that a free thread
-        need not wait for the hub. They go to endpoints whose limits are no lower than the threads:
-        what is lent ahead then waits for a thread, and no server sees more than its limit.
+        need not wait for the hub. An endpoint gets more than its limit only if that is no lower
+        than the threads: what is lent ahead then waits for a thread, and no server sees more.
         """
-        threads = self.leases.slots(role)
+        threads = self.leases.threads(role)
         ahead = self.leases.spare(role) if self.ceiling(role, now) >= threads > 0 else 0
         for endpoint in self.of(role):
             endpoint.ahead = ahead if int(endpoint.limit) >= threads else 0
-        return max((e.ahead for e in self.of(role) if e.usable), default=0)
+        return ahead
+
+    def recall(self, now: float, *, draining: bool) -> list[Recall]:
+        """When an endpoint, or all, begin to rest: who holds calls for which no thread was free
+        gives them back, so that nothing is begun that was lent ahead.
+        """
+        resting = {k for k, e in self.endpoints.items() if not e.usable or now < e.cool_until}
+        if draining or self.paused:
+            resting |= {(role, "") for role in ROLES}
+        new, self._resting = resting - self._resting, resting
+        roles = {role for role, _ in new}
+        return [
+            Recall(worker=worker.name)
+            for worker in self.leases.workers.values()
+            if worker.role in roles and len(worker.calls) > worker.slots
+        ]
 
     def home(self, role: str, known: str) -> str:
         """The endpoint whose caches are to hold an image: the one that has it already, else the one
@@ -336,6 +352,15 @@ class Dispatcher:
         work = self.leases.settle(worker, lease)
         if work is not None:
             self._ended(work, usage)
+        return work
+
+    def give_back(self, worker: str, lease: LeaseId) -> Work | None:
+        """A call that was lent and not begun; None when its lease had ended before."""
+        work = self.leases.settle(worker, lease)
+        if work is not None:
+            if work.kind in ROLE_OF:
+                self.budgets[ROLE_OF[work.kind]].returned(work.reserved)
+            self._ended(work)
         return work
 
     def leave(self, worker: str) -> tuple[list[Work], str | None]:

@@ -13,6 +13,7 @@ from rsd.messages import (
     Decoding,
     Failed,
     Generated,
+    GivenBack,
     Graded,
     Lease,
     LoadRead,
@@ -87,7 +88,9 @@ class Replied:
     """A worker answered a lease."""
 
     worker: str
-    reply: Decoding | Prepared | Generated | Graded | Probed | LoadRead | Failed | Crashed
+    reply: (
+        Decoding | Prepared | Generated | Graded | Probed | LoadRead | Failed | GivenBack | Crashed
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,6 +218,13 @@ class KillWorker:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Recall:
+    """This worker is to give back the calls that no thread has taken yet."""
+
+    worker: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Say:
     """A line for the log."""
 
@@ -238,4 +248,4 @@ class Finished:
     """`--once`: all is done and durable."""
 
 
-Action = Assign | Persist | Ask | Forget | KillWorker | Say | Ended | Finished
+Action = Assign | Persist | Ask | Forget | KillWorker | Recall | Say | Ended | Finished

@@ -94,8 +94,13 @@ class LeaseTable(Generic[T]):
         return [self.loans.pop(i).item for i in open_leases], worker.decoding
 
     def spare(self, role: str) -> int:
-        """Leases that all workers of a role may hold beyond their threads."""
-        return sum(w.spare for w in self.workers.values() if w.role == role)
+        """Leases that the workers of a role that stay may hold beyond their threads."""
+        return sum(w.spare for w in self.workers.values() if w.role == role and not w.leaving)
+
+    def threads(self, role: str) -> int:
+        """Calls of a role that the workers can have under way: those that leave only end theirs."""
+        found = [w for w in self.workers.values() if w.role == role]
+        return sum(min(len(w.calls), w.slots) if w.leaving else w.slots for w in found)
 
     def pick(self, role: str, sha256: str, ahead: bool) -> Worker | None:
         """The worker for a call: one that has the image encoded and a free thread, else the one

@@ -80,7 +80,7 @@ class EndpointLimit:
     queued: float = 0.0  #: of our calls, those that wait in the server's queue, by its last word
     window_left: float = 0.0  #: calls that the server will take before `window_until`
     window_until: float = 0.0
-    _half: float = 1.0  #: of the limit before the last cut: less is not concluded in one episode
+    _before: float = 2.0  #: the limit before the last cut
     _credit: int = 0  #: answers that may still grow the limit: it was in use when they began
 
     def __post_init__(self) -> None:
@@ -220,17 +220,18 @@ class EndpointLimit:
         if error.retry_after or not self.in_flight:
             self.cool_until = max(self.cool_until, now + wait)
         self.reason = error.message or error.reason
-        there = min(float(self.in_flight), self.limit)  # the rest waits for a thread
         # A call that was sent after the last cut says that it was not enough.
         again = started is not None and started > self.cut_at
         if again or now >= self.cut_at + EPISODE_SECONDS:
             self.cut_at = now
             self.slow_start = False
-            self._half = self.limit / 2
+            self._before = self.limit
             self.limit = max(1.0, self.limit * CUT)
             self.taken = math.inf
         if not error.retry_after:  # else it is a matter of time, not of how many at once
-            self.taken = min(self.taken, max(1.0, there, self._half))
+            # What was lent ahead has no thread; and not all is concluded in one episode.
+            there = min(float(self.in_flight), max(self._before, self.limit))
+            self.taken = min(self.taken, max(1.0, there, self._before / 2))
             self.limit = min(self.limit, self.taken)
 
     def _pause(self, now: float, most: float) -> float:

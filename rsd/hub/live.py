@@ -61,15 +61,15 @@ def cost_of(stats: Stats, prices: Prices) -> float | None:
     return round(sum(tokens * (price or 0.0) for tokens, price in pairs) / 1e6, 6)
 
 
-def endpoint_view(endpoint: EndpointLimit, now: float) -> dict[str, Any]:
-    """One endpoint as `status` shows it."""
+def endpoint_view(endpoint: EndpointLimit, running: int, now: float) -> dict[str, Any]:
+    """One endpoint as `status` shows it; `running`: calls of its role that have a thread."""
     return {
         "role": "generator" if endpoint.role == GENERATE else "grader",
         "url": endpoint.url,
         "model": endpoint.model,
         "state": endpoint.state,
         "reason": endpoint.reason,
-        "in_flight": endpoint.in_flight,
+        "in_flight": min(endpoint.in_flight, running),
         "limit": int(endpoint.limit),
         "cap": endpoint.cap,
         "answered": endpoint.answered,
@@ -191,7 +191,10 @@ def document(
         else (0.0 if not left else None),
         "bottleneck": bottleneck(brain, blocked, dispatch.level, now),
         "throttle": {"level": "paused" if dispatch.paused else dispatch.level, **host},
-        "endpoints": [endpoint_view(e, now) for e in dispatch.endpoints.values()],
+        "endpoints": [
+            endpoint_view(e, dispatch.leases.running(e.role), now)
+            for e in dispatch.endpoints.values()
+        ],
         "endpoints_down": sum(e.state in down for e in dispatch.endpoints.values()),
         "watch": watch,
         "processes": children,

@@ -1,12 +1,14 @@
 """Child processes: start, message, restart with growing delay, give up for a while.
 
-The first ones are forked, later ones spawned (`_start`). This is the seam for other ways to run
-workers: `start`, `put`, `kill`, and events to a callback.
+The first ones are forked, later ones and those that must not inherit anything are spawned
+(`_start`). This is the seam for other ways to run workers: `start`, `put`, `kill`, and events to a
+callback.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import multiprocessing
 import os
@@ -58,6 +60,7 @@ class Child:
     target: Target
     arguments: tuple[Any, ...]
     decoder: msgspec.json.Decoder[Any]
+    isolated: bool  #: its memory is to hold nothing of the hub's: it is always spawned
     life: int = 0  #: counts the processes; messages of earlier ones are dropped
     process: BaseProcess | None = None
     queue: WorkQueue[Any] | None = None
@@ -95,7 +98,9 @@ class Pool:
 
     deliver: Callable[[Child, int, Any], None]
     gone: Callable[[Child, int], None]
+    load: Callable[[], None]  #: imports what forked children run; called before the first of them
     children: dict[str, Child] = field(default_factory=dict)
+    _may_fork: bool = True
 
     def add(
         self,
@@ -104,9 +109,11 @@ class Pool:
         target: Target,
         arguments: tuple[Any, ...],
         decoder: msgspec.json.Decoder[Any],
+        *,
+        isolated: bool = False,
     ) -> Child:
         """A new place; the process starts with the next `tend`."""
-        child = Child(name, role, target, arguments, decoder)
+        child = Child(name, role, target, arguments, decoder, isolated)
         self.children[name] = child
         return child
 
@@ -118,6 +125,8 @@ class Pool:
                 child.quick_deaths = 0
             if child.wanted and child.restart_at is not None and child.restart_at <= now:
                 due.append(child)
+        # Those that import for themselves first: they do so while the hub does it for the others.
+        due.sort(key=lambda child: not child.isolated)
         started = [child for child in due if self._start(child, now)]
         for child in started:  # not before all are started: this begins threads
             self._listen(child)
@@ -125,29 +134,14 @@ class Pool:
 
     def _start(self, child: Child, now: float) -> bool:
         """Fork as long as this process has only one thread, which is at its start: no lock is held
-        by another, and the child has all imports at once. Spawn afterwards.
+        by another, and the child has all imports at once. Spawn afterwards, and whoever is
+        isolated.
         """
         queue: WorkQueue[Any] = WorkQueue(child.name)
-        inbox, outbox = queue.child_ends
-        forked = _single_threaded()
-        process = (FORK if forked else SPAWN).Process(
-            target=_run,
-            args=(
-                child.name,
-                child.target,
-                inbox,
-                outbox,
-                child.arguments,
-                _open_files() if forked else (),
-            ),
-            name=f"rsd-{child.name}",
-            daemon=True,
-        )
+        self._may_fork = self._may_fork and _single_threaded()
         try:
-            if not forked:
-                ensure_running()  # it unblocks signals when it has to be started
-            with signals.held():
-                process.start()
+            process = self._forked(child, queue) if self._may_fork and not child.isolated else None
+            process = process or self._spawned(child, queue)
         except OSError as e:
             for end in queue.child_ends:
                 end.close()
@@ -159,6 +153,36 @@ class Pool:
         child.started_at, child.restart_at, child.ready = now, None, False
         child.useful = False
         return True
+
+    def _forked(self, child: Child, queue: WorkQueue[Any]) -> BaseProcess | None:
+        """None when the system does not fork: it is not asked again."""
+        self.load()
+        process = FORK.Process(
+            target=_run,
+            args=(child.name, child.target, *queue.child_ends, child.arguments, _open_files()),
+            name=f"rsd-{child.name}",
+            daemon=True,
+        )
+        try:
+            with signals.held():
+                process.start()
+        except OSError as e:
+            log.warning("cannot fork %s: %s; it is spawned", child.name, e)
+            self._may_fork = False
+            return None
+        return process
+
+    def _spawned(self, child: Child, queue: WorkQueue[Any]) -> BaseProcess:
+        process = SPAWN.Process(
+            target=_run,
+            args=(child.name, child.target, *queue.child_ends, child.arguments, ()),
+            name=f"rsd-{child.name}",
+            daemon=True,
+        )
+        ensure_running()  # it unblocks signals when it has to be started
+        with signals.held():
+            process.start()
+        return process
 
     def _listen(self, child: Child) -> None:
         life = child.life
@@ -247,9 +271,16 @@ def _single_threaded() -> bool:
 
 
 def _open_files() -> tuple[int, ...]:
-    """The descriptors of this process, without the one that lists them."""
-    found = [int(path.name) for path in Path("/proc/self/fd").iterdir()]
-    return tuple(fd for fd in found if Path(f"/proc/self/fd/{fd}").exists())
+    """The descriptors that a forked child is to let go of: all but those that anybody inherits.
+
+    0, 1 and 2 may be any file when rsd was started without them; Python's own are not inheritable.
+    """
+    found = []
+    for path in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):  # that of this very folder is closed by now
+            if fcntl.fcntl(int(path.name), fcntl.F_GETFD) & fcntl.FD_CLOEXEC:
+                found.append(int(path.name))
+    return tuple(found)
 
 
 def _run(
@@ -260,12 +291,17 @@ def _run(
     arguments: tuple[Any, ...],
     inherited: tuple[int, ...],
 ) -> None:
-    """In the child. `inherited`: what the hub had open when it forked."""
+    """In the child. `inherited`: what the hub had open for itself when it forked."""
     signals.ignore()
-    _let_go(set(inherited) - {0, 1, 2, inbox.fileno(), outbox.fileno()})
+    _let_go(set(inherited) - {inbox.fileno(), outbox.fileno()})
     with contextlib.suppress(OSError):
-        Path("/proc/self/comm").write_text(f"rsd-{name}"[:NAME_MAX])
+        Path("/proc/self/comm").write_text(short(name))
     target(inbox, outbox, *arguments)
+
+
+def short(name: str) -> str:
+    """A child's name as ps and top show it: `rsd-gen-12`, `rsd-grader-3`, `rsd-writer`."""
+    return f"rsd-{name.replace('generator', 'gen')}"[:NAME_MAX]
 
 
 def _let_go(files: set[int]) -> None:

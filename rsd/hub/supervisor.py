@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from rsd import logs, pointers, signals
-from rsd.config import state_dir
 from rsd.errors import StateError, UserError
-from rsd.files import InstanceLock, failpoint
+from rsd.files import failpoint
 from rsd.hub import children, host
 from rsd.hub.brain import Brain
 from rsd.hub.crew import Crew
@@ -38,6 +37,7 @@ from rsd.hub.events import (
     KillWorker,
     Persist,
     PolicyChanged,
+    Recall,
     Replied,
     Say,
     Started,
@@ -65,6 +65,7 @@ from rsd.messages import (
     Committed,
     ContentFound,
     Drop,
+    GiveBack,
     ImagesFound,
     LogLine,
     PathsCompared,
@@ -96,45 +97,6 @@ ARRIVALS_PAUSE = 500
 Loader = Callable[[], tuple[Settings, Recipe]]
 
 
-def run(
-    settings: Settings,
-    recipe: Recipe,
-    loader: Loader | None = None,
-    *,
-    once: bool = False,
-    samples: int | None = None,
-    on_progress: Progress | None = None,
-    stderr_log: bool = True,
-) -> int:
-    """Be the hub until a signal, or with `once` until all is done; returns the exit code.
-
-    Raises UserError when another instance runs on the same state, StateError when the state
-    cannot be used.
-    """
-    state = state_dir(settings).resolve()
-    state.mkdir(parents=True, exist_ok=True)
-    lock = InstanceLock(state / "instance.lock")
-    if not lock.acquire():
-        raise UserError(f"state_dir = {state}: another rsd works there (see `status`)")
-    try:
-        lock.note(f"pid {os.getpid()}\n")
-        hub = Supervisor(
-            settings,
-            recipe,
-            loader,
-            once=once,
-            samples=samples,
-            state=state,
-            on_progress=on_progress,
-        )
-        folder = Path(settings.output_dir) / "logs"
-        secrets = keys_of(settings)
-        logs.to_stderr_and_file(folder, settings.log_level, secrets, stderr=stderr_log)
-        return hub.run()
-    finally:
-        lock.release()
-
-
 class Supervisor:
     """Owns the children, the signals and the brain's surroundings."""
 
@@ -156,6 +118,7 @@ class Supervisor:
         self.pool = Pool(
             deliver=lambda child, life, message: self.events.put(("said", child, life, message)),
             gone=lambda child, life: self.events.put(("gone", child, life)),
+            load=children.load,
         )
         self.crew = Crew(self.pool, {GENERATE: children.generator, GRADE: children.grader})
         opening = opening_of(settings, recipe, state, life=os.urandom(8).hex())
@@ -196,7 +159,6 @@ class Supervisor:
         )
         try:
             self.crew.hire(self.settings)
-            children.load()  # before there is a thread: they are forked with it
             self._start_writer()
             if self._drain_until is None:
                 self.reporter.start()
@@ -274,6 +236,8 @@ class Supervisor:
             case KillWorker(worker=worker, why=why):
                 log.error("killing %s: %s", worker, why)
                 self.pool.kill(self.pool.children[worker])
+            case Recall(worker=worker):
+                self.pool.put(self.pool.children[worker], GiveBack())
             case Say(level=level, text=text):
                 log.log(logging.getLevelName(level.upper()), "%s", text)
             case Ended():

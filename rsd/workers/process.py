@@ -31,6 +31,8 @@ from rsd.messages import (
     Drop,
     Endpoint,
     Failed,
+    GiveBack,
+    GivenBack,
     Lease,
     LeaseId,
     LoadRead,
@@ -207,6 +209,8 @@ class Worker:
                 self._configure(message)
             elif isinstance(message, Drop):
                 self.pictures.drop(message.sha256)
+            elif isinstance(message, GiveBack):
+                self._give_back()
             elif isinstance(message.task, Prepare):
                 self._prepares.put(message)
             elif isinstance(message.task, ReadLoad):
@@ -250,6 +254,13 @@ class Worker:
         return (
             known if known and known.endpoint == endpoint else Client(endpoint, self._slots + ASIDE)
         )
+
+    def _give_back(self) -> None:
+        found: list[LeaseId] = []
+        with contextlib.suppress(queue.Empty):
+            while True:
+                found.append(self._calls.get_nowait().lease)
+        self.mailbox.reply(GivenBack(leases=tuple(found)))
 
     def _serve(self, leases: queue.SimpleQueue[Lease]) -> None:
         while True:

@@ -31,6 +31,8 @@ from rsd.messages import (
     FromWorker,
     Generate,
     Generated,
+    GiveBack,
+    GivenBack,
     Graded,
     Judge,
     Lease,
@@ -307,6 +309,28 @@ def test_calls_run_at_once_and_pictures_beside_them(tmp_path: Path) -> None:
         prepared(made)  # both threads are busy: the third one prepares
         both.wait(PATIENCE)
         assert {made.hear().lease, made.hear().lease} == {first, second}
+
+
+def test_calls_that_no_thread_has_taken_are_given_back(tmp_path: Path) -> None:
+    draw(tmp_path)
+    here, go_on = threading.Barrier(3), threading.Event()
+
+    def script(request: Request) -> None:
+        here.wait(PATIENCE)
+        go_on.wait(PATIENCE)
+        request.answer(200, completion("A --> B"))
+
+    with serving(script) as server, worker(generator.main, server, tmp_path) as made:
+        info = prepared(made)
+        lent = [made.lend(generate(server, info.sha256)) for _ in range(4)]
+        here.wait(PATIENCE)  # both threads are at a call
+        made.queue.put(GiveBack())
+        made.queue.flush()
+        assert made.hear() == GivenBack(leases=tuple(lent[2:]))
+        go_on.set()
+        assert {made.hear().lease, made.hear().lease} == set(lent[:2])
+        asked = sum(seen.item for seen in server.requests)
+        assert asked == 2
 
 
 def test_a_bug_is_reported_and_the_worker_goes_on(tmp_path: Path) -> None:

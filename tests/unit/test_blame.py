@@ -93,7 +93,7 @@ def test_a_lack_of_memory_is_not_the_endpoints_fault() -> None:
     ],
 )
 def test_whose_fault_a_death_is(code: int | None, own: bool) -> None:
-    child = Child("g", "generate", lambda: None, (), from_worker_decoder)
+    child = Child("g", "generate", lambda: None, (), from_worker_decoder, isolated=False)
     child.exit_code = code
     assert child.own_fault is own
 

@@ -10,8 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rsd.errors import ErrorClass
+from rsd.hub import events
 from rsd.hub.events import Tick
-from rsd.messages import Generate, Judge, Prepare, Probe, ReadLoad
+from rsd.messages import Failed, Generate, GivenBack, Judge, Prepare, Probe, ReadLoad
 from rsd.vocabulary import SPOOL_REFUSED, CallError, Recipe
 from tests.unit.world import World, policy, recipe, transient
 
@@ -287,3 +288,60 @@ def test_an_image_whose_server_dies_goes_on_elsewhere() -> None:
     assert len(world.store.decided) == 12 and not world.store.failed
     assert len(asked) == 12 * 8 and "http://h/v1" in asked[:21]
     assert set(asked[21:]) == {"http://g/v1"}
+
+
+class Asked(World):
+    """Remembers who was asked to give back."""
+
+    recalled: list[str]
+
+    def act(self, action: events.Action) -> None:
+        if isinstance(action, events.Recall):
+            self.recalled.append(action.worker)
+        super().act(action)
+
+    @classmethod
+    def full(cls) -> Asked:
+        """Two generators of eight threads hold all that they may: each has one lease ahead."""
+        sizes: dict[str, object] = {"caps": (16, 16), "endpoint_caps": (16, 16), "slots": (8, 8)}
+        chosen = policy(recipe(candidates=8), max_n=1, **sizes)
+        world = cls(random.Random(3), chosen)
+        world.recalled = []
+        world.open([f"p{k}".encode() for k in range(24)])
+        for _ in range(3000):
+            if [len(world.held(w)) for w in world.generators()] == [9, 9]:
+                assert world.recalled == []
+                return world
+            world.step()
+        raise AssertionError("they never are full")
+
+    def generators(self) -> list[str]:
+        return [w.name for w in self.brain.dispatch.leases.workers.values() if w.role == "generate"]
+
+    def held(self, worker: str) -> list[int]:
+        return [k for k, t in self.leases[worker].items() if isinstance(t, Generate)]
+
+
+def test_what_no_thread_has_taken_comes_back_when_the_line_stops() -> None:
+    world = Asked.full()
+    world.think(events.DrainRequested())
+    assert sorted(world.recalled) == sorted(world.generators())
+    before = world.brain.dispatch.planned("generate")
+    for worker in world.generators():
+        last = world.held(worker)[8]
+        del world.leases[worker][last]
+        world.think(events.Replied(worker=worker, reply=GivenBack(leases=(last,))))
+        assert len(world.brain.dispatch.leases.workers[worker].calls) == 8
+    assert world.brain.dispatch.planned("generate") == before, "it is to be done another time"
+    world.think(events.Tick())
+    assert len(world.recalled) == 2, "asked once"
+
+
+def test_what_no_thread_has_taken_comes_back_when_a_server_wants_a_pause() -> None:
+    world = Asked.full()
+    first, other = world.generators()
+    lease = world.held(first)[0]
+    del world.leases[first][lease]
+    busy = CallError(error=ErrorClass.RATE_LIMITED, message="busy", retry_after=15.0)
+    world.think(events.Replied(worker=first, reply=Failed(lease=lease, error=busy)))
+    assert world.recalled == [other], "the first has a thread for all that it holds now"

@@ -25,7 +25,7 @@ from rsd.errors import ErrorClass
 from rsd.facts import ImageEnrolled, ImageGone, ImageRetried, Numbered
 from rsd.hub import events
 from rsd.hub.brain import Brain
-from rsd.hub.events import Ask, Assign, KillWorker, Persist
+from rsd.hub.events import Ask, Assign, KillWorker, Persist, Recall
 from rsd.hub.scribe import Scribe
 from rsd.messages import (
     BacklogPage,
@@ -36,6 +36,7 @@ from rsd.messages import (
     FindContent,
     Generate,
     Generated,
+    GivenBack,
     Graded,
     Judge,
     Judgement,
@@ -149,7 +150,7 @@ class Hub:
         self.think(events.ScanDone(only=None))
 
     def think(self, event: events.Event) -> None:
-        kills = []
+        kills, recalled = [], []
         for action in self.brain.handle(event, self.now, 1000.0 + self.now):
             match action:
                 case Assign(worker=worker, lease=lease):
@@ -161,8 +162,22 @@ class Hub:
                     self.scribe.ask(query)
                 case KillWorker(worker=worker):
                     kills.append(worker)
+                case Recall(worker=worker):
+                    recalled.append(worker)
         for worker in kills:
             self.kill(worker)
+        for worker in recalled:
+            self.give_back(worker)
+
+    def give_back(self, worker: str) -> None:
+        """What no thread has taken yet: threads take leases in the order in which they came."""
+        held = self.leases.get(worker, {})
+        about = self.brain.dispatch.leases.workers.get(worker)
+        calls = [k for k, t in held.items() if not isinstance(t, Prepare | ReadLoad)]
+        waiting = tuple(calls[about.slots :]) if about is not None else ()
+        for lease in waiting:
+            del held[lease]
+        self.think(events.Replied(worker=worker, reply=GivenBack(leases=waiting)))
 
     def allowed(self, task: Any) -> None:
         """No call is made for what has its answer, for a decided image or for an unsaved step."""
@@ -257,9 +272,8 @@ class Hub:
                 ]
                 calls = [loan for loan in lent if loan.item.kind != "probe"]
                 assert endpoint.in_flight == len(calls), "an endpoint's calls are miscounted"
-                threadless = table.in_flight(role) - table.running(role)
-                most = endpoint.cap + threadless
-                assert endpoint.in_flight <= most, "more calls than the endpoint may have"
+                running = min(endpoint.in_flight, table.running(role))
+                assert running <= endpoint.cap, "more calls under way than the endpoint may have"
                 assert endpoint.probing == (len(lent) > len(calls)), "a probe is forgotten"
         for loan in table.loans.values():
             if loan.item.kind in ("generate", "judge"):

@@ -150,6 +150,27 @@ def test_a_refused_call_alone_says_little() -> None:
     assert e.limit == pytest.approx(20.0) and e.room(100.9) == 0 and e.room(101.0) == 20
 
 
+def test_what_a_server_took_is_remembered_from_a_burst_of_refusals() -> None:
+    e = endpoint(cap=64)
+    e.limit, e.slow_start = 64.0, False
+    for _ in range(64):
+        e.started()
+    for left in (63, 62, 61, 60):  # it has 60 places
+        e.ended()
+        e.failed(error(ErrorClass.RATE_LIMITED), 100.0, 99.0)
+        assert (e.limit, e.taken) == (pytest.approx(51.2), left)
+
+
+def test_what_was_lent_ahead_does_not_count_as_taken() -> None:
+    e = endpoint(cap=64)
+    e.limit, e.slow_start, e.ahead = 64.0, False, 8
+    for _ in range(e.room(99.0)):
+        e.started()
+    assert e.in_flight == 72
+    e.failed(error(ErrorClass.RATE_LIMITED), 100.0, 99.0)
+    assert e.taken == 64.0
+
+
 def test_additive_growth_after_a_cut() -> None:
     e = endpoint()
     e.limit, e.slow_start = 10.0, False
@@ -249,6 +270,17 @@ def test_a_worker_is_never_lent_more_than_its_slots_and_the_spare() -> None:
         assert table.pick("generate", "", True) is None
         assert table.in_flight("generate") == slots + spare
         assert table.running("generate") == slots
+
+
+def test_who_leaves_has_threads_only_for_what_it_holds() -> None:
+    table: LeaseTable[int] = LeaseTable()
+    table.join("old", "generate", 16)
+    table.join("new", "generate", 16)
+    for i in range(3):
+        table.grant(table.workers["old"], i, deadline=1.0)
+    assert (table.threads("generate"), table.spare("generate")) == (32, 4)
+    table.leaving("old")
+    assert (table.threads("generate"), table.spare("generate")) == (16 + 3, 2)
 
 
 def test_a_death_while_decoding_names_the_image() -> None:
