@@ -212,7 +212,7 @@ class Finder:
             os._exit(41)
 
 def forked():
-    for name in broken():
+    for name in set(broken()) & set(sys.modules):
         sys.modules[name].main = lambda *arguments: os._exit(41)
 
 if "spawn_main" in " ".join(sys.orig_argv):
