@@ -102,9 +102,15 @@ class Server(ThreadingHTTPServer):
 
 
 @contextlib.contextmanager
-def serving(script: Callable[[Request], None]) -> Iterator[Server]:
-    """A server for a block."""
+def serving(
+    script: Callable[[Request], None], tls: ssl.SSLContext | None = None
+) -> Iterator[Server]:
+    """A server for a block; with `tls` it is the caller's to change its `url` to https."""
     server = Server(script)
+    if tls is not None:
+        server.socket = tls.wrap_socket(
+            server.socket, server_side=True, do_handshake_on_connect=False
+        )
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:

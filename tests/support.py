@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -349,6 +349,21 @@ def living(pids: Iterable[int]) -> list[int]:
         if state != "Z":
             found.append(pid)
     return found
+
+
+def undisturbed(folder: Path, images: Mapping[str, int], *flags: str) -> dict[str, Any]:
+    """What a run that nobody disturbs makes of pictures, by name and seed."""
+    with simulator() as sim:
+        d = Daemon(folder, sim, *flags)
+        fill(d, images)
+        assert d.once().returncode == 0
+        return essence(d.results())
+
+
+def fill(d: Daemon, images: Mapping[str, int]) -> None:
+    """Draw them for a daemon."""
+    for name, seed in images.items():
+        draw(d.images / name, seed)
 
 
 def essence(results: dict[str, dict[str, Any]]) -> dict[str, Any]:

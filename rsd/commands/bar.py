@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console, Group
@@ -38,12 +37,8 @@ class Bar(Lines):
         self._facts = Text("", no_wrap=True, overflow="ellipsis")
         self._screen = Live(Group(self._bar, self._facts), console=self._console, transient=True)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Leave the screen as it was."""
         self._screen.stop()
 
     def show(self, document: dict[str, Any]) -> None:

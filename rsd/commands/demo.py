@@ -8,6 +8,7 @@ import selectors
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def main(args: argparse.Namespace) -> int:
         )
         config.check_for_run(settings)
         prepare_output(settings)
-        with progress.shown() as bar:
+        with closing(progress.shown()) as bar:
             code = process.run(
                 settings,
                 config.load_recipe(settings),

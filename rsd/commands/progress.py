@@ -6,8 +6,7 @@ from __future__ import annotations
 
 import sys
 import time
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from rsd.settings import Settings
 
@@ -24,16 +23,8 @@ class Lines:
         self.last: dict[str, Any] | None = None
         self._line_at = 0.0
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Nothing was begun that must be ended."""
+    def close(self) -> None:
+        """Leave the screen as it was; here nothing was drawn."""
 
     def show(self, document: dict[str, Any]) -> None:
         """Take a status document."""

@@ -6,6 +6,7 @@ import argparse
 import shutil
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 from rsd import signals
@@ -52,7 +53,7 @@ def main(args: argparse.Namespace) -> int:
     places.prepare(settings)
     if not args.once:
         return process.run(settings, recipe, lambda: flags.settings_of(args, environ))
-    with progress.shown() as bar:
+    with closing(progress.shown()) as bar:
         code = process.run(
             settings,
             recipe,

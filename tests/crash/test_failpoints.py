@@ -14,9 +14,20 @@ from rsd.errors import StateError
 from rsd.writer.store import Store
 from tests.evidence import record
 from tests.histories import Teller, dump
-from tests.support import HOME, Daemon, Simulator, draw, essence, simulator, wait_for
+from tests.support import (
+    HOME,
+    Daemon,
+    Simulator,
+    draw,
+    essence,
+    fill,
+    simulator,
+    undisturbed,
+    wait_for,
+)
 
 IMAGES, CANDIDATES = 10, 4
+PICTURES = {f"p{seed}.png": seed for seed in range(IMAGES)}
 FLAGS = ("--candidates", str(CANDIDATES), "--gen-workers", "4", "--grade-workers", "4")
 
 #: Point -> (calls that may be paid twice per death, row of the table). A worker's threads, a
@@ -49,16 +60,7 @@ LATER = {
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Results of a run that nobody disturbs."""
-    with simulator() as sim:
-        d = Daemon(tmp_path_factory.mktemp("undisturbed"), sim, *FLAGS)
-        fill(d)
-        assert d.once().returncode == 0
-        return essence(d.results())
-
-
-def fill(d: Daemon) -> None:
-    for seed in range(IMAGES):
-        draw(d.images / f"p{seed}.png", seed)
+    return undisturbed(tmp_path_factory.mktemp("undisturbed"), PICTURES, *FLAGS)
 
 
 def paid_twice(sim: Simulator) -> int:
@@ -87,7 +89,7 @@ def test_a_death_at_this_point_loses_and_doubles_nothing(
     small = small if point == "store.growing" else {}
     with simulator("--service-seconds", "0.05") as sim:
         d = Daemon(tmp_path, sim, *FLAGS, **small)
-        fill(d)
+        fill(d, PICTURES)
         process = d.start(RSD_FAILPOINT=point)
         wait_for(lambda: deaths_of(d) or process.poll() is not None, "the death")
         if not point.startswith((*ONCE, "store")):
@@ -119,7 +121,7 @@ def test_a_death_while_a_reload_is_applied(expected: dict[str, Any], tmp_path: P
         config = tmp_path / "rsd.toml"
         config.write_text("checkpoint_interval = 5\n")
         d = Daemon(tmp_path, sim, *FLAGS, RSD_CONFIG=str(config))
-        fill(d)
+        fill(d, PICTURES)
         process = d.start(RSD_FAILPOINT="hub.reloading")
         wait_for(lambda: sim.stats("grader")["children"] >= 5, "some grades")
         config.write_text("checkpoint_interval = 1\n")

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from tests.support import Daemon, Simulator, draw, essence, simulator, wait_for
+from tests.support import Daemon, Simulator, essence, fill, simulator, undisturbed, wait_for
 
 IMAGES, CANDIDATES = 28, 4
+PICTURES = {f"p{seed:03d}.png": seed for seed in range(IMAGES)}
 FLAGS = ("--candidates", str(CANDIDATES), "--gen-workers", "4", "--grade-workers", "4")
 SECONDS = "0.1"
 
@@ -23,16 +24,7 @@ SECONDS = "0.1"
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Results of a run that nobody disturbs."""
-    with simulator() as sim:
-        d = Daemon(tmp_path_factory.mktemp("undisturbed"), sim, *FLAGS)
-        fill(d)
-        assert d.once().returncode == 0
-        return essence(d.results())
-
-
-def fill(d: Daemon) -> None:
-    for seed in range(IMAGES):
-        draw(d.images / f"p{seed:03d}.png", seed)
+    return undisturbed(tmp_path_factory.mktemp("undisturbed"), PICTURES, *FLAGS)
 
 
 class Run:
@@ -42,7 +34,7 @@ class Run:
         self.sim = sim
         self.d = Daemon(tmp_path, sim, *FLAGS, **settings)
         self.state = Path(settings.get("RSD_STATE_DIR", self.d.output / "state"))
-        fill(self.d)
+        fill(self.d, PICTURES)
 
     def begin(self) -> None:
         """Up to the first results."""

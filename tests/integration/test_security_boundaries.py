@@ -10,9 +10,9 @@ import ssl
 import stat
 import subprocess
 import tempfile
-import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -199,24 +199,13 @@ def certificate(folder: Path) -> tuple[Path, Path]:
     return cert, key
 
 
-@contextlib.contextmanager
-def encrypted(script: Callable[[Request], None], cert: Path, key: Path) -> Iterator[Server]:
-    """`serving` over TLS; `url` is the caller's to change to https."""
+def encrypted(
+    script: Callable[[Request], None], cert: Path, key: Path
+) -> AbstractContextManager[Server]:
+    """`serving` over TLS."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(cert, key)
-    server = Server(script)
-    server.socket = context.wrap_socket(
-        server.socket, server_side=True, do_handshake_on_connect=False
-    )
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.over.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    return serving(script, context)
 
 
 def daemon_at(tmp_path: Path, url: str, *flags: str, **settings: str) -> Daemon:
