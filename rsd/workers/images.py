@@ -188,7 +188,7 @@ def _frames(image: Image.Image) -> int:
     try:
         return int(getattr(image, "n_frames", 1))
     except Exception:
-        return 1
+        return 1  # damage behind the first frame, which is all that is sent
 
 
 def flatten(image: Image.Image, background: str) -> Image.Image:
