@@ -60,7 +60,7 @@ bench: venv-dev
 	@echo "Others in benchmarks/ need arguments; each says which at its head."
 
 example: venv
-	@$(BIN)/python -c 'from rsd.config import example; print(example(), end="")' > rsd.example.toml
+	@$(BIN)/python -c 'from rsd.settings.words import example; print(example(), end="")' > rsd.example.toml
 
 # USER counts only when it is given here: the environment always has one
 SERVICE_USER := $(if $(findstring command,$(origin USER)),$(USER),rsd)

@@ -8,7 +8,7 @@ if sys.version_info < (3, 11):  # noqa: UP036
     sys.exit("rsd: needs Python 3.11 or newer, this is %d.%d" % sys.version_info[:2])  # noqa: UP031
 
 if __name__ == "__main__":
-    from rsd import signals
+    from rsd.system import signals
 
     signals.end_early(sys.argv[1:])  # the imports take a moment, and a signal may come meanwhile
 

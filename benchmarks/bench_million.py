@@ -24,9 +24,10 @@ import common
 import pngs
 import tables
 
-from rsd.facts import ImageEnrolled, Numbered
+from rsd.protocol.facts import ImageEnrolled, Numbered
+from rsd.state.store import Store
+from rsd.state.transaction import Transaction
 from rsd.writer.apply import Application
-from rsd.writer.store import Store, Transaction
 
 #: Files of one folder, and facts of one transaction.
 IN_FOLDER, BATCH = 1_000, 5_000

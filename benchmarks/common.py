@@ -28,7 +28,7 @@ sys.path.insert(0, str(HOME))
 
 import tables  # noqa: E402
 
-from rsd.vocabulary import seed_base  # noqa: E402
+from rsd.protocol.vocabulary import seed_base  # noqa: E402
 
 PARAMS = {
     "temperature": 0.7,
@@ -95,7 +95,7 @@ class Simulator:
 class Places(Simulator):
     """The servers of `places.py`."""
 
-    program = (str(HOME / "benchmarks/places.py"),)
+    program = (str(HOME / "benchmarks/fast_server.py"),)
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rsd.workers.scores import Score, listwise, pointwise
+from rsd.workers.grading.scores import Score, listwise, pointwise
 from tests.evidence import record
 
 CORPUS = Path(__file__).resolve().parent / "data" / "judge_answers.json"

@@ -14,10 +14,9 @@ from statistics import fmean
 import msgspec
 import pytest
 
-from rsd import facts as f
 from rsd.errors import ErrorClass
-from rsd.messages import QueuedImage
-from rsd.vocabulary import (
+from rsd.protocol import facts as f
+from rsd.protocol.vocabulary import (
     Arm,
     CallError,
     Candidate,
@@ -28,9 +27,9 @@ from rsd.vocabulary import (
     Usage,
     image_id,
 )
-from rsd.writer import view
-from rsd.writer.apply import Application
-from rsd.writer.records import (
+from rsd.protocol.writer_talk import QueuedImage
+from rsd.state import view
+from rsd.state.records import (
     ACTIVE,
     CLASSES,
     DUPLICATE,
@@ -46,7 +45,9 @@ from rsd.writer.records import (
     key,
     key64,
 )
-from rsd.writer.store import NAMES, Store, Transaction, class_key, decode
+from rsd.state.store import NAMES, Store
+from rsd.state.transaction import Transaction, class_key, decode
+from rsd.writer.apply import Application
 
 PATHS = (b"a.png", b"deep/b.png", b"\xff.png", b"d.png")
 #: What a file may hold: pictures, a bad one that can be hashed, one that cannot even be read.

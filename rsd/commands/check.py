@@ -16,23 +16,23 @@ from rich.console import Console
 from rich.markup import escape
 
 from rsd.commands import flags
-from rsd.commands.places import prepare_output
+from rsd.commands.preflight import prepare_output
 from rsd.commands.status import document_of
-from rsd.config import state_dir
 from rsd.errors import ErrorClass, StateError, UserError
-from rsd.files import filesystem_type
+from rsd.hub.folder.stable import is_candidate, is_open_folder
 from rsd.hub.policy import configure_of, policy_of
-from rsd.hub.settle import is_candidate, is_open_folder
-from rsd.messages import Answer, Configure, Generate, Generated, Graded, Judge, Probe, Probed
-from rsd.profiles import adapt, initial_profile
-from rsd.settings import Settings
+from rsd.protocol.dialects import adapt, initial_profile
+from rsd.protocol.tasks import Answer, Configure, Generate, Generated, Graded, Judge, Probe, Probed
+from rsd.protocol.vocabulary import ImageInfo, Profile, Recipe, SamplingParams, Usage
+from rsd.settings.fields import Settings, state_dir
 from rsd.simulator.server import samples_folder
-from rsd.vocabulary import ImageInfo, Profile, Recipe, SamplingParams, Usage
+from rsd.state.store import refuse_network
+from rsd.system.files import filesystem_type
 from rsd.workers import generator, grader, images
-from rsd.workers.endpoint import Client
-from rsd.workers.process import Pictures, probe
-from rsd.workers.replies import CallFailed
-from rsd.writer.store import refuse_network
+from rsd.workers.api.client import Client
+from rsd.workers.api.replies import CallFailed
+from rsd.workers.pictures import Pictures
+from rsd.workers.probes import probe
 
 #: Adaptations of a request's profile that are tried before giving up.
 ADAPTATIONS = 6

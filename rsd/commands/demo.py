@@ -18,14 +18,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rsd import config
 from rsd.commands import progress
-from rsd.commands.places import prepare_output
+from rsd.commands.preflight import prepare_output
 from rsd.commands.status import document_of
-from rsd.config import state_dir
 from rsd.errors import UserError
-from rsd.hub import process
-from rsd.settings import Settings
+from rsd.hub import recipe, supervisor
+from rsd.settings import load, validate
+from rsd.settings.fields import Settings, state_dir
 from rsd.simulator.server import samples_folder
 
 #: Seconds that the simulator may take to listen.
@@ -67,7 +66,7 @@ def main(args: argparse.Namespace) -> int:
     )
     try:
         urls = _urls(simulator)
-        settings = config.load(
+        settings = load.load(
             {
                 "image_dir": str(samples_folder()),
                 "output_dir": str(output),
@@ -79,12 +78,12 @@ def main(args: argparse.Namespace) -> int:
             },
             environ={},
         )
-        config.check_for_run(settings)
+        validate.check_for_run(settings)
         prepare_output(settings)
         with closing(progress.shown()) as bar:
-            code = process.run(
+            code = supervisor.run(
                 settings,
-                config.load_recipe(settings),
+                recipe.load_recipe(settings),
                 once=True,
                 on_progress=bar.show,
                 stderr_log=False,

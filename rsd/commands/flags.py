@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rsd import config
 from rsd.errors import UserError
-from rsd.settings import Settings
-from rsd.vocabulary import Recipe
+from rsd.hub import recipe
+from rsd.protocol.vocabulary import Recipe
+from rsd.settings import fields, load, validate
+from rsd.settings.fields import Settings
 
 #: Flag -> (setting, what it is for). The names are the reference system's where it has one.
 FLAGS: dict[str, tuple[str, str]] = {
@@ -136,10 +137,10 @@ def settings_of(
     """
     environ = os.environ if environ is None else environ
     try:
-        file = config.find_config(args.config)
-        settings = config.load(given(args), file=file, environ=environ)
-        config.check_for_run(settings)
-        return settings, config.load_recipe(settings)
+        file = load.find_config(args.config)
+        settings = load.load(given(args), file=file, environ=environ)
+        validate.check_for_run(settings)
+        return settings, recipe.load_recipe(settings)
     except UserError as e:
         raise UserError(_as_given(str(e), args, environ)) from None
 
@@ -181,13 +182,13 @@ def settings_for_state(args: argparse.Namespace) -> Settings | None:
     flags = {k: v for k in ("output_dir", "state_dir") if (v := getattr(args, k, None))}
     if "output_dir" in flags and "state_dir" not in flags:
         own = Settings(output_dir=flags["output_dir"])
-        if config.state_dir(own).is_dir():  # a file may tell where another instance's state is
+        if fields.state_dir(own).is_dir():  # a file may tell where another instance's state is
             return own
     named = bool(args.config or os.environ.get("RSD_CONFIG"))
-    settings = config.locate(flags, file=config.find_config(args.config), named=named)
+    settings = load.locate(flags, file=load.find_config(args.config), named=named)
     return settings if settings.state_dir or settings.output_dir else None
 
 
 def state_of(settings: Settings) -> Path:
     """The state directory."""
-    return config.state_dir(settings).resolve()
+    return fields.state_dir(settings).resolve()

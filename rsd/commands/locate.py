@@ -10,19 +10,19 @@ from typing import Any
 
 import msgspec
 
-from rsd import pointers
 from rsd.errors import StateError
-from rsd.hub.host import same_process
-from rsd.writer import view
-from rsd.writer.records import ImageRecord
-from rsd.writer.store import Transaction
+from rsd.state import view
+from rsd.state.records import ImageRecord
+from rsd.state.transaction import Transaction
+from rsd.system import runtime_dir
+from rsd.system.processes import same_process
 
 
 def last_word(state: Path) -> dict[str, Any] | None:
     """What the hub wrote last, wherever it found room for it; None when that is not there or not
     whole (it is not fsynced). Raises StateError when it cannot be read.
     """
-    texts = pointers.read_status(str(state))
+    texts = runtime_dir.read_status(str(state))
     try:
         texts.append((state / "live.json").read_bytes())
     except (FileNotFoundError, NotADirectoryError):

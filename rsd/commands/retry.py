@@ -11,17 +11,18 @@ from pathlib import Path
 import msgspec
 
 from rsd.commands import flags
+from rsd.commands.isolated import shielded
 from rsd.commands.locate import find, image_dir_of
-from rsd.commands.shield import shielded
 from rsd.commands.status import needed_states
 from rsd.errors import StateError, UserError
-from rsd.facts import ImageRetried, Numbered
-from rsd.files import InstanceLock, holding, refusal, write_atomically
-from rsd.vocabulary import ImageId
-from rsd.writer import view
+from rsd.protocol.facts import ImageRetried, Numbered
+from rsd.protocol.vocabulary import ImageId
+from rsd.state import view
+from rsd.state.records import FAILED, HIGH, LOW
+from rsd.state.store import StateRefused, Store
+from rsd.state.transaction import Transaction
+from rsd.system.files import InstanceLock, holding, refusal, write_atomically
 from rsd.writer.apply import Application
-from rsd.writer.records import FAILED, HIGH, LOW
-from rsd.writer.store import StateRefused, Store, Transaction
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,14 +9,13 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-from rsd import signals
-from rsd.commands import flags, places, progress
-from rsd.config import state_dir
-from rsd.environment import take_environment
+from rsd.commands import flags, preflight, progress
 from rsd.errors import UserError
-from rsd.files import InstanceLock
-from rsd.hub import process
-from rsd.settings import Settings
+from rsd.hub import supervisor
+from rsd.settings.fields import Settings, state_dir
+from rsd.settings.secrets import take_environment
+from rsd.system import signals
+from rsd.system.files import InstanceLock
 
 #: What `--fresh` moves away.
 MOVED = ("state", "high_quality", "low_quality", "failed", "summary.json", "logs")
@@ -50,11 +49,11 @@ def main(args: argparse.Namespace) -> int:
     flags.warn_of_visible_keys(args)
     if args.fresh:
         start_afresh(settings, yes=args.yes)
-    places.prepare(settings)
+    preflight.prepare(settings)
     if not args.once:
-        return process.run(settings, recipe, lambda: flags.settings_of(args, environ))
+        return supervisor.run(settings, recipe, lambda: flags.settings_of(args, environ))
     with closing(progress.shown()) as bar:
-        code = process.run(
+        code = supervisor.run(
             settings,
             recipe,
             once=True,

@@ -12,17 +12,17 @@ from rich.console import Console
 from rich.markup import escape
 
 from rsd.commands import flags
+from rsd.commands.isolated import shielded
 from rsd.commands.locate import find, image_dir_of
-from rsd.commands.shield import shielded
 from rsd.commands.status import needed_states
 from rsd.errors import UserError
 from rsd.names import display_path, result_name
-from rsd.vocabulary import image_id
-from rsd.writer import view
-from rsd.writer.records import ImageRecord
-from rsd.writer.results import failed_document, formatted, result_document
-from rsd.writer.store import Store
-from rsd.writer.view import ImageView
+from rsd.protocol.vocabulary import image_id
+from rsd.state import view
+from rsd.state.records import ImageRecord
+from rsd.state.results import failed_document, formatted, result_document
+from rsd.state.store import Store
+from rsd.state.view import ImageView
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

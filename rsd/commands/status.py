@@ -14,15 +14,15 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from rsd import __version__, pointers
+from rsd import __version__
 from rsd.commands import flags
+from rsd.commands.isolated import shielded
 from rsd.commands.locate import last_word
-from rsd.commands.shield import shielded
 from rsd.errors import UserError
-from rsd.files import refusal, unwritable
-from rsd.hub import host
-from rsd.vocabulary import Stats
-from rsd.writer.store import Store
+from rsd.protocol.vocabulary import Stats
+from rsd.state.store import Store
+from rsd.system import processes, runtime_dir
+from rsd.system.files import refusal, unwritable
 
 #: A living daemon whose document is older than this does not respond.
 STALE_SECONDS = 15.0
@@ -77,8 +77,8 @@ def states_of(args: argparse.Namespace) -> list[Path]:
     settings = flags.settings_for_state(args)
     if settings is not None:
         return [flags.state_of(settings)]
-    found = [p for p in pointers.find_pointers() if Path(p.state_dir).is_dir()]
-    living = [p for p in found if host.same_process(p.pid, p.created)]
+    found = [p for p in runtime_dir.find_pointers() if Path(p.state_dir).is_dir()]
+    living = [p for p in found if processes.same_process(p.pid, p.created)]
     return [Path(p.state_dir) for p in living or found]
 
 
@@ -96,7 +96,7 @@ def document_of(state: Path, now: float | None = None) -> dict[str, Any]:
     Raises StateError when nothing can be read.
     """
     live = last_word(state)
-    if live is not None and host.same_process(int(live["pid"]), live.get("created")):
+    if live is not None and processes.same_process(int(live["pid"]), live.get("created")):
         age = (time.monotonic() if now is None else now) - float(live["written_monotonic"])
         if age > STALE_SECONDS:
             why = unwritable(state)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from rsd.config import PLACES, state_dir
 from rsd.errors import UserError
-from rsd.hub.events import GENERATE, GRADE, Policy
-from rsd.messages import Configure, Endpoint, Open, Resettle
-from rsd.settings import Generation, Grading, Settings
-from rsd.vocabulary import Rates, Recipe, SummaryConfig
+from rsd.hub.brain.events import GENERATE, GRADE, Policy
+from rsd.protocol.tasks import Configure, Endpoint
+from rsd.protocol.vocabulary import Rates, Recipe, SummaryConfig
+from rsd.protocol.writer_talk import Open, Resettle
+from rsd.settings.fields import Generation, Grading, Settings, state_dir
+from rsd.settings.load import PLACES
 
 #: Most requests in flight per endpoint when the settings name no number. vLLM says itself how many
 #: it can compute at once; other servers only refuse, and are asked more carefully.

@@ -1,4 +1,5 @@
-"""The hub process: main loop, signals, children, start and stop. All decisions are the brain's.
+"""The hub process: one instance for a state, main loop, signals, children, start and stop.
+All decisions are the brain's.
 
 One queue carries every event into the main thread: replies and deaths from the reader threads,
 files from the watcher thread, samples from the throttle thread, notes from the signal handlers.
@@ -16,13 +17,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rsd import logs, pointers, signals
 from rsd.errors import StateError, UserError
-from rsd.files import failpoint
-from rsd.hub import children, host
-from rsd.hub.brain import Brain
-from rsd.hub.crew import Crew
-from rsd.hub.events import (
+from rsd.hub.brain.brain import Brain
+from rsd.hub.brain.events import (
     GENERATE,
     GRADE,
     Action,
@@ -46,7 +43,12 @@ from rsd.hub.events import (
     WorkerLeaving,
     WorkerUp,
 )
-from rsd.hub.folder import Folder
+from rsd.hub.children import targets
+from rsd.hub.children.local import Child, Pool, processes
+from rsd.hub.children.workers import Crew
+from rsd.hub.children.writer_client import Scribe
+from rsd.hub.folder.folder import Folder
+from rsd.hub.inbox import RetryRequests
 from rsd.hub.policy import (
     configure_of,
     keys_of,
@@ -56,29 +58,27 @@ from rsd.hub.policy import (
     resettle_of,
     waiting_for_restart,
 )
-from rsd.hub.pool import Child, Pool, processes
-from rsd.hub.reporter import Progress, Reporter
-from rsd.hub.retry_requests import RetryRequests
-from rsd.hub.scribe import Scribe
-from rsd.messages import (
+from rsd.hub.status.reporter import Progress, Reporter
+from rsd.protocol.tasks import Drop, GiveBack, LogLine, WorkerReady
+from rsd.protocol.vocabulary import Recipe
+from rsd.protocol.writer_talk import (
     BacklogPage,
     Committed,
     ContentFound,
-    Drop,
-    GiveBack,
     ImagesFound,
-    LogLine,
     PathsCompared,
     PendingListed,
     Pong,
     Recovered,
-    WorkerReady,
     WriterBlocked,
     WriterUp,
     from_writer_decoder,
 )
-from rsd.settings import Settings
-from rsd.vocabulary import Recipe
+from rsd.settings.fields import Settings, state_dir
+from rsd.system import logs, runtime_dir, signals
+from rsd.system.failpoints import failpoint
+from rsd.system.files import InstanceLock
+from rsd.system.processes import process_identity
 
 log = logging.getLogger("rsd")
 
@@ -95,6 +95,45 @@ FLUSH_SECONDS, HASTE_SECONDS = 30.0, 5.0
 ARRIVALS_PAUSE = 500
 
 Loader = Callable[[], tuple[Settings, Recipe]]
+
+
+def run(
+    settings: Settings,
+    recipe: Recipe,
+    loader: Loader | None = None,
+    *,
+    once: bool = False,
+    samples: int | None = None,
+    on_progress: Progress | None = None,
+    stderr_log: bool = True,
+) -> int:
+    """Be the hub until a signal, or with `once` until all is done; returns the exit code.
+
+    Raises UserError when another instance runs on the same state, StateError when the state
+    cannot be used.
+    """
+    state = state_dir(settings).resolve()
+    state.mkdir(parents=True, exist_ok=True)
+    lock = InstanceLock(state / "instance.lock")
+    if not lock.acquire():
+        raise UserError(f"state_dir = {state}: another rsd works there (see `status`)")
+    try:
+        lock.note(f"pid {os.getpid()}\n")
+        hub = Supervisor(
+            settings,
+            recipe,
+            loader,
+            once=once,
+            samples=samples,
+            state=state,
+            on_progress=on_progress,
+        )
+        folder = Path(settings.output_dir) / "logs"
+        secrets = keys_of(settings)
+        logs.to_stderr_and_file(folder, settings.log_level, secrets, stderr=stderr_log)
+        return hub.run()
+    finally:
+        lock.release()
 
 
 class Supervisor:
@@ -118,11 +157,11 @@ class Supervisor:
         self.pool = Pool(
             deliver=lambda child, life, message: self.events.put(("said", child, life, message)),
             gone=lambda child, life: self.events.put(("gone", child, life)),
-            load=children.load,
+            load=targets.load,
         )
-        self.crew = Crew(self.pool, {GENERATE: children.generator, GRADE: children.grader})
+        self.crew = Crew(self.pool, {GENERATE: targets.generator, GRADE: targets.grader})
         opening = opening_of(settings, recipe, state, life=os.urandom(8).hex())
-        self.writer = self.pool.add("writer", "writer", children.writer, (), from_writer_decoder)
+        self.writer = self.pool.add("writer", "writer", targets.writer, (), from_writer_decoder)
         self.scribe = Scribe(opening, lambda message: self.pool.put(self.writer, message))
         self.reporter = Reporter(
             settings,
@@ -148,10 +187,10 @@ class Supervisor:
         (self.state / "spool").mkdir(exist_ok=True, mode=0o750)
         (self.state / "requests").mkdir(exist_ok=True)
         previous = signals.listen(lambda number: self.events.put(("signal", number)))
-        pointer = pointers.write_pointer(
-            pointers.Pointer(
+        pointer = runtime_dir.write_pointer(
+            runtime_dir.Pointer(
                 pid=os.getpid(),
-                created=host.process_identity(os.getpid()),
+                created=process_identity(os.getpid()),
                 state_dir=str(self.state),
                 image_dir=str(Path(self.settings.image_dir).resolve()),
                 output_dir=str(Path(self.settings.output_dir).resolve()),
@@ -173,7 +212,7 @@ class Supervisor:
             self.reporter.stop()
             self.folder.stop()
             self.pool.end()
-            pointers.remove_pointer(pointer)
+            runtime_dir.remove_pointer(pointer)
             signals.forget(previous)
 
     def _turn(self) -> None:
@@ -263,7 +302,7 @@ class Supervisor:
 
     def _said(self, child: Child, message: Any) -> None:
         if isinstance(message, LogLine):
-            logs.replay(message)
+            logs.replay(message.level, message.logger, message.text)
             return
         if not isinstance(message, WorkerReady | WriterUp | Recovered | Pong):
             child.useful, child.quick_deaths = True, 0
@@ -455,7 +494,7 @@ class Supervisor:
                     if child.life == life and isinstance(message, Committed):
                         self.scribe.committed(message.seq, message.stats)
                     elif isinstance(message, LogLine):
-                        logs.replay(message)
+                        logs.replay(message.level, message.logger, message.text)
                 case ("gone", child, life) if child is self.writer and child.life == life:
                     self.pool.reap(child, time.monotonic())
                 case ("signal", _):

@@ -23,9 +23,10 @@ from aiohttp.http_parser import RawRequestMessage
 from msgspec import Meta, Struct
 
 from rsd.errors import UserError
-from rsd.simulator import judge, vllm
+from rsd.simulator import vllm
 from rsd.simulator.counters import Counters
 from rsd.simulator.faults import TWISTS, Fault, Faults, busy, refusal
+from rsd.simulator.grader import Bench, plan, read
 from rsd.simulator.pictures import DataUrls, Reader
 from rsd.simulator.rules import (
     Picture,
@@ -356,7 +357,7 @@ async def _drop(request: web.BaseRequest) -> web.StreamResponse:
 
 def _sides(options: Options, urls: DataUrls, pictures: Pictures) -> tuple[Side, Side]:
     served = vllm.Served(options.model, options.any_model, options.max_model_len, options.seed)
-    bench = judge.Bench(options.noise, options.seed)
+    bench = Bench(options.noise, options.seed)
     now = int(time.time())
     card = {"object": "model", "created": now, "owned_by": "rsd-simulator", "simulated": True}
     more = {"root": options.model, "parent": None, "max_model_len": options.max_model_len}
@@ -373,8 +374,8 @@ def _sides(options: Options, urls: DataUrls, pictures: Pictures) -> tuple[Side, 
         name="grader",
         mean_seconds=options.grader_seconds,
         busy_status=429,
-        read=judge.read,
-        plan=lambda body, question, picture: judge.plan(bench, pictures, body, question, picture),
+        read=read,
+        plan=lambda body, question, picture: plan(bench, pictures, body, question, picture),
         error=lambda status, text: openai_error(status, text),
         models=[{"id": options.grader_model, **card}],
     )

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
 from rsd.errors import ErrorClass
-from rsd.files import failpoint
-from rsd.messages import Completion, Decoding, Generate, Generated, LeaseId, Prepare, Prepared
-from rsd.vocabulary import SPOOL_REFUSED, CallError
-from rsd.workers import images
-from rsd.workers.endpoint import chat_body
-from rsd.workers.process import SHORT_OF_MEMORY, Worker, token_cap
-from rsd.workers.replies import CallFailed, Reply
-from rsd.workers.wire import Body, Piece
+from rsd.protocol.dialects import token_cap
+from rsd.protocol.tasks import Completion, Generate, Generated, LeaseId, Prepare
+from rsd.system.failpoints import failpoint
+from rsd.workers.api.client import chat_body
+from rsd.workers.api.http1 import Body, Piece
+from rsd.workers.api.replies import CallFailed, Reply
+from rsd.workers.prepare import prepare
+from rsd.workers.probes import HANDLERS
+from rsd.workers.worker import Worker
 
 #: In vLLM's words to one who asks for a file:// picture, when it was not started for that.
 NO_FILES: Final = "allowed-local-media-path"
@@ -26,46 +25,7 @@ NO_FILES: Final = "allowed-local-media-path"
 
 def main(inbox: Connection, outbox: Connection, name: str, slots: int) -> None:
     """Entry of the process: `slots` threads call, one prepares pictures."""
-    Worker(inbox, outbox, slots, {Prepare: prepare, Generate: generate}).run()
-
-
-def prepare(worker: Worker, lease: LeaseId, task: Prepare) -> Prepared:
-    """Verify a picture and write what is sent of it into the spool. Raises images.BadImage, and
-    CallFailed when the disk refuses.
-    """
-    configuration = worker.configuration
-    assert configuration is not None
-
-    def announce() -> None:
-        """Before Pillow touches the bytes: a death from here on is held against the picture."""
-        worker.mailbox.reply(Decoding(lease=lease, image=task.image))
-        failpoint("generator.decoding", signal.SIGSEGV)
-
-    limits = images.Limits(
-        max_pixels=configuration.max_pixels,
-        max_file_bytes=configuration.max_file_bytes,
-        min_side=configuration.min_side,
-        max_aspect=configuration.max_aspect,
-        background=configuration.background,
-    )
-    spool, roomy = Path(configuration.spool_dir), worker.roomy
-    try:
-        info = images.prepare(
-            configuration.image_dir,
-            task.path,
-            spool,
-            limits,
-            announce,
-            plain=configuration.pictures == "file",
-        )
-    except images.SpoolRefused as e:
-        refused = CallError(error=ErrorClass.TRANSIENT, message=str(e), reason=SPOOL_REFUSED)
-        raise CallFailed(refused) from None
-    except images.BadImage as e:
-        if e.error.reason == images.TOO_MUCH_MEMORY and not roomy:
-            raise CallFailed(SHORT_OF_MEMORY) from None  # the calls had taken it
-        raise
-    return Prepared(lease=lease, image=task.image, info=info)
+    Worker(inbox, outbox, slots, HANDLERS | {Prepare: prepare, Generate: generate}).run()
 
 
 def generate(worker: Worker, lease: LeaseId, task: Generate) -> Generated:

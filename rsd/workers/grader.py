@@ -8,27 +8,29 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from rsd.errors import ErrorClass
-from rsd.files import failpoint
-from rsd.messages import Graded, Judge, Judgement, LeaseId
-from rsd.profiles import is_reasoning
-from rsd.vocabulary import CallError
-from rsd.workers import judging, scores
-from rsd.workers.endpoint import chat_body
-from rsd.workers.process import Worker, token_cap
-from rsd.workers.refusals import excerpt
-from rsd.workers.replies import CallFailed, Reply
+from rsd.protocol.dialects import is_reasoning, token_cap
+from rsd.protocol.tasks import Graded, Judge, Judgement, LeaseId
+from rsd.protocol.vocabulary import CallError
+from rsd.system.failpoints import failpoint
+from rsd.workers.api.client import chat_body
+from rsd.workers.api.refusals import excerpt
+from rsd.workers.api.replies import CallFailed, Reply
+from rsd.workers.grading import scores
+from rsd.workers.grading.question import ONLY, Question, ask, response_format
+from rsd.workers.probes import HANDLERS
+from rsd.workers.worker import Worker
 
 log = logging.getLogger(__name__)
 
 
 def main(inbox: Connection, outbox: Connection, name: str, slots: int) -> None:
     """Entry of the process: `slots` threads call."""
-    Worker(inbox, outbox, slots, {Judge: judge}).run()
+    Worker(inbox, outbox, slots, HANDLERS | {Judge: judge}).run()
 
 
 def judge(worker: Worker, lease: LeaseId, task: Judge) -> Graded:
     """One grading call. Raises CallFailed."""
-    question = judging.question(task)
+    question = ask(task)
     url, _ = worker.pictures.get(worker.spool, task.sha256, reduced=task.reduced)
     detail = "detail" not in task.profile.drop
     body = chat_body(task.model, url, question.text, parameters(task, question), detail=detail)
@@ -45,7 +47,7 @@ def judge(worker: Worker, lease: LeaseId, task: Judge) -> Graded:
     )
 
 
-def parameters(task: Judge, question: judging.Question) -> dict[str, Any]:
+def parameters(task: Judge, question: Question) -> dict[str, Any]:
     """What a judge is asked with: no sampling of its own, a seed per grade, the JSON form."""
     wanted: dict[str, Any] = {"seed": task.answers[0].number}
     if not is_reasoning(task.model):
@@ -54,13 +56,13 @@ def parameters(task: Judge, question: judging.Question) -> dict[str, Any]:
         wanted["reasoning_effort"] = task.reasoning_effort
     sent = {k: v for k, v in wanted.items() if k not in task.profile.drop}
     sent[task.profile.token_parameter] = token_cap(task.max_tokens, task.profile)
-    form = judging.response_format(task.profile.response_format, listwise=question.listwise)
+    form = response_format(task.profile.response_format, listwise=question.listwise)
     if form is not None:
         sent["response_format"] = form
     return sent
 
 
-def judgements(reply: Reply, question: judging.Question, cap: int) -> tuple[Judgement, ...]:
+def judgements(reply: Reply, question: Question, cap: int) -> tuple[Judgement, ...]:
     """The scores of a reply. Raises CallFailed when there is none: an error is never a score."""
     choice = reply.choices[0]
     if choice.refusal:
@@ -78,8 +80,8 @@ def judgements(reply: Reply, question: judging.Question, cap: int) -> tuple[Judg
         found = scores.listwise(choice.content, list(question.ids))
         why = "no score of the list can be read"
     else:
-        score = scores.pointwise(choice.content, question.shown[judging.ONLY])
-        found = {judging.ONLY: score} if isinstance(score, scores.Score) else {}
+        score = scores.pointwise(choice.content, question.shown[ONLY])
+        found = {ONLY: score} if isinstance(score, scores.Score) else {}
         why = score.why if isinstance(score, scores.Unparsable) else ""
     if len(found) < len(question.ids):
         log.warning("unparsable grade (%s): %s", why, excerpt(choice.content))

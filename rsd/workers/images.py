@@ -22,8 +22,8 @@ from typing import Final
 from PIL import Image, ImageChops, ImageFile, ImageOps, UnidentifiedImageError
 
 from rsd.errors import ErrorClass
-from rsd.files import ENCODED, TEMPORARY, refusal
-from rsd.vocabulary import CallError, ImageInfo
+from rsd.protocol.vocabulary import CallError, ImageInfo
+from rsd.system.files import ENCODED, TEMPORARY, refusal
 
 #: Pillow's names of the formats behind the listed extensions; all other readers stay shut (EPS
 #: would start ghostscript). MPO comes through JPEG.

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from statistics import fmean
 from typing import Any
 
-from rsd import facts as f
-from rsd.vocabulary import CallError, Candidate, Grade, ImageId, Stats, image_id, path_key
-from rsd.writer.records import (
+from rsd.protocol import facts as f
+from rsd.protocol.vocabulary import CallError, Candidate, Grade, ImageId, Stats, image_id, path_key
+from rsd.state.records import (
     ACTIVE,
     CLASSES,
     DUPLICATE,
@@ -33,7 +33,7 @@ from rsd.writer.records import (
     key32,
     key64,
 )
-from rsd.writer.store import Transaction, class_key, decode
+from rsd.state.transaction import Transaction, class_key, decode
 from rsd.writer.tallies import Tallies
 
 

@@ -13,14 +13,16 @@ from pathlib import Path
 
 import msgspec
 
-from rsd.files import failpoint, sweep_temporary, sync_directory, write_atomically
-from rsd.messages import Open, Resettle
 from rsd.names import result_name
-from rsd.vocabulary import Stats
-from rsd.writer import view
-from rsd.writer.records import FAILED, HIGH, LOW, OutboxRecord, Tally
-from rsd.writer.results import failed_document, result_document, summary_document
-from rsd.writer.store import Store, decode
+from rsd.protocol.vocabulary import Stats
+from rsd.protocol.writer_talk import Open, Resettle
+from rsd.state import view
+from rsd.state.records import FAILED, HIGH, LOW, OutboxRecord, Tally
+from rsd.state.results import failed_document, result_document, summary_document
+from rsd.state.store import Store
+from rsd.state.transaction import decode
+from rsd.system.failpoints import failpoint
+from rsd.system.files import sweep_temporary, sync_directory, write_atomically
 
 #: Folders of results; an image has a file in one of them at most.
 FOLDERS = (HIGH, LOW, FAILED)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from rsd.vocabulary import Candidate
-from rsd.writer.records import Tally
-from rsd.writer.store import Transaction
+from rsd.protocol.vocabulary import Candidate
+from rsd.state.records import Tally
+from rsd.state.transaction import Transaction
 
 #: Width of a score bucket, in points.
 BUCKET = 5

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from rsd.errors import StateError
-from rsd.writer.store import Store
+from rsd.state.store import Store
 from tests.evidence import record
 from tests.histories import Teller, dump
 from tests.support import (
@@ -148,7 +148,7 @@ def test_a_death_while_a_reload_is_applied(expected: dict[str, Any], tmp_path: P
 MIGRATE = """
 import sys
 from pathlib import Path
-from rsd.writer import store
+from rsd.state import store
 
 def second(txn):
     for row, value in txn.scan("images"):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 
-from rsd.messages import Endpoint
-from rsd.workers.endpoint import Client, chat_body
-from rsd.workers.replies import Reply
+from rsd.protocol.tasks import Endpoint
+from rsd.workers.api.client import Client, chat_body
+from rsd.workers.api.replies import Reply
 from tests.servers import Server, completion
 
 KEY = "sk-test-0123456789abcdef"

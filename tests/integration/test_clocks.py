@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from rsd.hub.host import process_identity
+from rsd.system.processes import process_identity
 from tests.evidence import record
 from tests.support import Daemon, draw, essence, simulator, wait_for
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rsd import pointers
+from rsd.system import runtime_dir
 from tests.disks import fill_up, read_only, remount, share, small_disk
 from tests.evidence import record
 from tests.integration import disk_runs
@@ -26,7 +26,7 @@ def told(why: str, tmp_path: Path) -> str:
 
 def elsewhere(run: Run) -> Path | None:
     """Where the status is while the state takes none."""
-    found = list((run.d.output.parent / "run").glob(f"*{pointers.STATUS}"))
+    found = list((run.d.output.parent / "run").glob(f"*{runtime_dir.STATUS}"))
     return found[0] if found else None
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from rsd.writer.store import READERS, Store
+from rsd.state.store import READERS, Store
 from tests.evidence import record
 from tests.integration import disk_runs
 from tests.integration.disk_runs import IMAGES, Run
@@ -24,7 +24,7 @@ READER = """
 import sys, time
 from pathlib import Path
 from rsd.writer import view
-from rsd.writer.store import Store
+from rsd.state.store import Store
 store, reads = Store(Path(sys.argv[1]), readonly=True), 0
 print("open", flush=True)
 while not Path(sys.argv[2]).exists():
@@ -94,7 +94,7 @@ def test_the_map_grows_under_load_and_its_readers_go_on(
 HOLDERS = """
 import os, signal, sys, time
 from pathlib import Path
-from rsd.writer.store import Store
+from rsd.state.store import Store
 pids = []
 for _ in range(int(sys.argv[2])):
     ready, told = os.pipe()

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from rsd.errors import ErrorClass
-from rsd.vocabulary import Usage
-from rsd.workers.endpoint import chat_body
-from rsd.workers.replies import CallFailed
+from rsd.protocol.vocabulary import Usage
+from rsd.workers.api.client import chat_body
+from rsd.workers.api.replies import CallFailed
 from tests.integration.calls import COMPLETION, KEY, call, client
 from tests.servers import Request, Script, completion, says, serving
 

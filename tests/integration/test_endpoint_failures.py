@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from rsd.errors import ErrorClass
-from rsd.vocabulary import CallError, Usage
-from rsd.workers.endpoint import MAX_BODY_BYTES, chat_body
-from rsd.workers.replies import CallFailed
+from rsd.protocol.vocabulary import CallError, Usage
+from rsd.workers.api.client import MAX_BODY_BYTES, chat_body
+from rsd.workers.api.replies import CallFailed
 from tests.integration.calls import COMPLETION, KEY, call, client
 from tests.servers import HEAD, PATIENCE, Request, Script, drip, raw, says, serving
 

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from rsd.errors import ErrorClass
-from rsd.hub.limits import FAILURES_TO_OPEN, FIRST_LIMIT
+from rsd.hub.brain.limits import FAILURES_TO_OPEN, FIRST_LIMIT
 from rsd.workers import images
 from tests.evidence import record
 from tests.integration.error_dialects import DIALECTS, Dialect

@@ -23,11 +23,11 @@ from pathlib import Path
 
 import pytest
 
-from rsd.hub.settle import is_candidate
+from rsd.hub.folder.stable import is_candidate
+from rsd.state import view
+from rsd.state.records import ImageRecord
+from rsd.state.store import Store
 from rsd.workers.images import BadImage, Limits, prepare
-from rsd.writer import view
-from rsd.writer.records import ImageRecord
-from rsd.writer.store import Store
 from tests.evidence import record
 from tests.support import Daemon, Simulator, draw, wait_for
 

@@ -2,7 +2,8 @@
 
 For every image the server answers twice: a netlist, and the same netlist with an injection from
 tests/data/injected_candidates.json. The judge obeys whatever stands outside of the fences, and is
-naive about control tokens, look-alike fences and invisible letters (rsd/simulator/gullible.py).
+naive about control tokens, look-alike fences and invisible letters
+(rsd/simulator/injectable_grader.py).
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from typing import Any
 import pytest
 import requests
 
+from rsd.protocol.vocabulary import Candidate
 from rsd.simulator.answers import grade
 from rsd.simulator.netlist import lines_of
 from rsd.simulator.truth import invented, pixels_of
-from rsd.vocabulary import Candidate
-from rsd.writer.store import Store
-from rsd.writer.view import image_at, view
+from rsd.state.store import Store
+from rsd.state.view import image_at, view
 from tests.evidence import record
 from tests.servers import Request, completion, serving
 from tests.support import Daemon, Simulator, data_url, draw

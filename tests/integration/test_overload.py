@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 
 from rsd.hub.policy import decode_bytes
-from rsd.settings import Images, Settings
+from rsd.settings.fields import Images, Settings
 from tests.evidence import record
 from tests.support import HOME, Daemon, Simulator, draw, wait_for
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rsd.hub.pool import short
+from rsd.hub.children.local import short
 from tests.support import HOME, Daemon, draw, living, wait_for
 
 Make = Callable[..., Any]

@@ -287,7 +287,7 @@ def test_a_pass_with_a_broken_pool_ends(
     sim = simulator()
     d = daemon(sim, "--candidates", "2", **env)
     draw(d.images / "one.png", 1)
-    flag.write_text("rsd.workers.generator" if role == "generator" else "rsd.writer.process")
+    flag.write_text("rsd.workers.generator" if role == "generator" else "rsd.writer.writer")
     done = d.once()
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]

@@ -17,15 +17,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rsd import facts as f
 from rsd.errors import StateError
-from rsd.messages import Open
-from rsd.vocabulary import FileStat, Profile, SummaryConfig, image_id
-from rsd.writer import store as store_module
-from rsd.writer import view
-from rsd.writer.apply import Application
-from rsd.writer.publish import Publisher
-from rsd.writer.records import (
+from rsd.protocol import facts as f
+from rsd.protocol.vocabulary import FileStat, Profile, SummaryConfig, image_id
+from rsd.protocol.writer_talk import Open
+from rsd.state import store as store_module
+from rsd.state import view
+from rsd.state.records import (
     ACTIVE,
     CLASSES,
     DUPLICATE,
@@ -37,7 +35,10 @@ from rsd.writer.records import (
     WITHDRAWN,
     OutboxRecord,
 )
-from rsd.writer.store import StateRefused, Store, Transaction, decode
+from rsd.state.store import StateRefused, Store
+from rsd.state.transaction import Transaction, decode
+from rsd.writer.apply import Application
+from rsd.writer.publish import Publisher
 from tests.disks import fill_up, small_disk
 from tests.histories import (
     ERROR,
@@ -583,7 +584,7 @@ def fill(store: Store, count: int, size: int) -> None:
 def reader(path: Path, then: str) -> subprocess.Popen[str]:
     """A process that has opened the store for reading; it does `then` when told to."""
     code = (
-        "import sys\nfrom pathlib import Path\nfrom rsd.writer.store import Store\n"
+        "import sys\nfrom pathlib import Path\nfrom rsd.state.store import Store\n"
         f"store = Store(Path({str(path)!r}), readonly=True)\n"
         "print('open', flush=True)\n"
         "sys.stdin.readline()\n" + then
@@ -631,7 +632,7 @@ def test_a_writer_killed_in_a_transaction_leaves_nothing_half_written(tmp_path: 
     before = dump(store)
     store.close()
     code = (
-        "import os, signal\nfrom pathlib import Path\nfrom rsd.writer.store import Store\n"
+        "import os, signal\nfrom pathlib import Path\nfrom rsd.state.store import Store\n"
         "def work(txn):\n for n in range(500): txn.put('meta', b'half%d' % n, b'z' * 4000)\n"
         " os.kill(os.getpid(), signal.SIGKILL)\n"
         f"Store(Path({str(tmp_path / 'lmdb')!r})).write(work)\n"

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from rsd.hub.watcher import Watcher
-from rsd.settings import Watch
-from rsd.vocabulary import FileStat
+from rsd.hub.folder.watcher import Watcher
+from rsd.protocol.vocabulary import FileStat
+from rsd.settings.fields import Watch
 from tests.support import wait_for
 
 

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from urllib3.connectionpool import HTTPConnectionPool
 
-from rsd.workers.wire import MAX_BODY_BYTES, MAX_HEAD_BYTES, Answer, Broken, Lines, TooLong
+from rsd.workers.api.http1 import MAX_BODY_BYTES, MAX_HEAD_BYTES, Answer, Broken, Lines, TooLong
 
 HEAD = b"POST / HTTP/1.1\r\nHost: x\r\n"
 BODY = b'{"answer": "A --> B"}'

@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from rsd.errors import ErrorClass
-from rsd.messages import (
+from rsd.protocol.tasks import (
     Answer,
     Configure,
     Crashed,
@@ -45,8 +45,8 @@ from rsd.messages import (
     WorkerReady,
     from_worker_decoder,
 )
-from rsd.queues import WorkQueue
-from rsd.vocabulary import ImageInfo, Profile, SamplingParams, Usage
+from rsd.protocol.vocabulary import ImageInfo, Profile, SamplingParams, Usage
+from rsd.system.queues import WorkQueue
 from rsd.workers import generator, grader
 from tests.servers import PATIENCE, Request, Seen, Server, completion, says, serving
 

@@ -17,9 +17,11 @@ from typing import Any, TypeVar
 import msgspec
 import pytest
 
-from rsd import facts as f
-from rsd.files import TEMPORARY, InstanceLock, holding
-from rsd.messages import (
+from rsd.names import result_name
+from rsd.protocol import facts as f
+from rsd.protocol.tasks import LogLine
+from rsd.protocol.vocabulary import FileStat, SummaryConfig, image_id
+from rsd.protocol.writer_talk import (
     BacklogPage,
     Close,
     Committed,
@@ -29,7 +31,6 @@ from rsd.messages import (
     FindImages,
     ImagesFound,
     ListPending,
-    LogLine,
     Open,
     PathsCompared,
     PendingListed,
@@ -42,11 +43,10 @@ from rsd.messages import (
     WriterUp,
     from_writer_decoder,
 )
-from rsd.names import result_name
-from rsd.queues import WorkQueue
-from rsd.vocabulary import FileStat, SummaryConfig, image_id
-from rsd.writer import process
-from rsd.writer.store import Store
+from rsd.state.store import Store
+from rsd.system.files import TEMPORARY, InstanceLock, holding
+from rsd.system.queues import WorkQueue
+from rsd.writer import writer
 from tests.disks import fill_up, small_disk
 from tests.histories import PATHS, RECIPE, Teller, candidate, dump, grade, info_of, recount, sha
 
@@ -84,7 +84,7 @@ class Hub:
         if failpoint:
             os.environ["RSD_FAILPOINT"] = failpoint
         try:
-            self.child = context.Process(target=process.main, args=self.pipe.child_ends)
+            self.child = context.Process(target=writer.main, args=self.pipe.child_ends)
             self.child.start()
         finally:
             os.environ.pop("RSD_FAILPOINT", None)

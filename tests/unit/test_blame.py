@@ -9,13 +9,13 @@ import msgspec
 import pytest
 
 from rsd.errors import OUT_OF_MEMORY, ErrorClass, UserError
-from rsd.hub import events
-from rsd.hub.limits import DOWN, EndpointLimit
+from rsd.hub.brain import events
+from rsd.hub.brain.limits import DOWN, EndpointLimit
+from rsd.hub.children.local import Child
 from rsd.hub.policy import decode_bytes, refuse_fixed, waiting_for_restart
-from rsd.hub.pool import Child
-from rsd.messages import Decoding, Failed, Prepare, from_worker_decoder
-from rsd.settings import Images, Settings, Watch
-from rsd.vocabulary import CallError
+from rsd.protocol.tasks import Decoding, Failed, Prepare, from_worker_decoder
+from rsd.protocol.vocabulary import CallError
+from rsd.settings.fields import Images, Settings, Watch
 from tests.unit.world import World, policy
 
 

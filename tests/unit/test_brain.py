@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rsd.errors import ErrorClass
-from rsd.hub import events
-from rsd.hub.events import Tick
-from rsd.messages import Failed, Generate, GivenBack, Judge, Prepare, Probe, ReadLoad
-from rsd.vocabulary import SPOOL_REFUSED, CallError, Recipe
+from rsd.hub.brain import events
+from rsd.hub.brain.events import Tick
+from rsd.protocol.tasks import Failed, Generate, GivenBack, Judge, Prepare, Probe, ReadLoad
+from rsd.protocol.vocabulary import SPOOL_REFUSED, CallError, Recipe
 from tests.unit.world import World, policy, recipe, transient
 
 RECIPES = [

@@ -22,18 +22,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from rsd.errors import ErrorClass
-from rsd.facts import ImageEnrolled, ImageGone, ImageRetried, Numbered
-from rsd.hub import events
-from rsd.hub.brain import Brain
-from rsd.hub.events import Ask, Assign, KillWorker, Persist, Recall
-from rsd.hub.scribe import Scribe
-from rsd.messages import (
-    BacklogPage,
-    Committed,
+from rsd.hub.brain import events
+from rsd.hub.brain.brain import Brain
+from rsd.hub.brain.events import Ask, Assign, KillWorker, Persist, Recall
+from rsd.hub.children.writer_client import Scribe
+from rsd.protocol.facts import ImageEnrolled, ImageGone, ImageRetried, Numbered
+from rsd.protocol.tasks import (
     Completion,
     Decoding,
     Failed,
-    FindContent,
     Generate,
     Generated,
     GivenBack,
@@ -41,18 +38,16 @@ from rsd.messages import (
     Judge,
     Judgement,
     LoadRead,
-    Open,
     Prepare,
     Prepared,
     Probe,
     Probed,
-    ReadBacklog,
     ReadLoad,
 )
-from rsd.vocabulary import CallError, Recipe, SummaryConfig, Usage, path_key
-from rsd.writer import view
-from rsd.writer.apply import Application
-from rsd.writer.records import (
+from rsd.protocol.vocabulary import CallError, Recipe, SummaryConfig, Usage, path_key
+from rsd.protocol.writer_talk import BacklogPage, Committed, FindContent, Open, ReadBacklog
+from rsd.state import view
+from rsd.state.records import (
     ACTIVE,
     DUPLICATE,
     FAILED,
@@ -63,7 +58,9 @@ from rsd.writer.records import (
     PathRecord,
     key32,
 )
-from rsd.writer.store import Store, Transaction
+from rsd.state.store import Store
+from rsd.state.transaction import Transaction
+from rsd.writer.apply import Application
 from tests.histories import dump, info_of, recount, sha
 from tests.unit.world import answer, policy, recipe, score, transient
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rsd.hub.budgets import BURST_SECONDS, Budget
-from rsd.vocabulary import Rates, Usage
+from rsd.hub.brain.budgets import BURST_SECONDS, Budget
+from rsd.protocol.vocabulary import Rates, Usage
 
 
 def spend(budget: Budget, seconds: int, tokens: tuple[int, int]) -> list[float]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rsd.hub.cgroups import MemoryUse, tightest_memory
+from rsd.hub.status.cgroups import MemoryUse, tightest_memory
 
 TOTAL = 10_000
 

@@ -14,9 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rsd import cli, config
+from rsd import cli
 from rsd.commands import flags
 from rsd.errors import StateError, UserError
+from rsd.settings import load, words
 
 HOME = Path(__file__).resolve().parents[2]
 #: As the users of the reference system type it.
@@ -37,7 +38,7 @@ def no_settings_around(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in list(os.environ):
         if name.startswith("RSD_"):
             monkeypatch.delenv(name)
-    monkeypatch.setattr(config, "CONFIG_PLACES", (Path("rsd.toml"),))
+    monkeypatch.setattr(load, "CONFIG_PLACES", (Path("rsd.toml"),))
     monkeypatch.setenv("RSD_RUNTIME_DIR", str(tmp_path / "run"))
 
 
@@ -58,7 +59,7 @@ def complaint(capsys: pytest.CaptureFixture[str], *words: str, code: int = 2) ->
 
 def test_the_reference_command_line_means_what_it_meant() -> None:
     args = parsed("--once " + REFERENCE)
-    s = config.load(flags.given(args), environ={})
+    s = load.load(flags.given(args), environ={})
     assert args.once
     assert args.samples == -1
     assert (s.image_dir, s.output_dir) == ("datasets/1-stage", "results/circuit_analysis_1_stage")
@@ -78,7 +79,7 @@ def test_the_reference_command_line_means_what_it_meant() -> None:
 
 
 def test_the_flags_beyond_the_reference_system() -> None:
-    s = config.load(
+    s = load.load(
         flags.given(
             parsed(
                 "--vllm-api http://a/v1 --vllm-api http://b/v1/ --grading-api http://c/v1 "
@@ -106,7 +107,7 @@ def test_every_flag_is_in_the_help_and_sets_an_existing_setting() -> None:
     special = {"--config", "--prompt-keys", "--timeout"}
     assert set(grouped) == set(flags.FLAGS) | set(flags.REPEATED) | special
     keys = {key for key, _ in (*flags.FLAGS.values(), *flags.REPEATED.values())}
-    assert keys <= set(config._keys())
+    assert keys <= set(words.setting_keys())
 
 
 @given(values=st.lists(st.integers(-5, 99), min_size=1, max_size=4))
@@ -209,8 +210,8 @@ def test_help_is_grouped_and_names_the_defaults(capsys: pytest.CaptureFixture[st
         cli.main(["run", "--help"])
     assert ended.value.code == 0
     text = re.sub(r"\s+", " ", capsys.readouterr().out)
-    for words in ("sampling:", "grader:", "(0.3,0.7,1.0)", "--once", "--fresh", "rsd always"):
-        assert words in text
+    for part in ("sampling:", "grader:", "(0.3,0.7,1.0)", "--once", "--fresh", "rsd always"):
+        assert part in text
     assert cli.main([]) == 2
     text = capsys.readouterr().out
     for command in cli.COMMANDS:

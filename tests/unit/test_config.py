@@ -13,10 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rsd import config
-from rsd.config import check_for_run, load, load_recipe, locate
 from rsd.errors import UserError
-from rsd.settings import Settings
+from rsd.hub.recipe import load_recipe
+from rsd.settings import words
+from rsd.settings.fields import Settings
+from rsd.settings.load import NOT_SETTINGS, find_config, load, locate
+from rsd.settings.validate import check_for_run
 
 KEY = "sk-Abc123-never-shown"
 
@@ -92,7 +94,7 @@ def test_flags_and_environment_mean_the_same(
     assert (by_flag.sampling.seed, by_flag.sampling.score_threshold) == (seed, threshold)
 
 
-@given(key=st.sampled_from(config._keys()), text=st.text(max_size=30))
+@given(key=st.sampled_from(words.setting_keys()), text=st.text(max_size=30))
 def test_any_text_is_taken_or_refused_in_one_line_naming_the_setting(key: str, text: str) -> None:
     try:
         load({key: text}, environ={})
@@ -104,9 +106,9 @@ def test_any_text_is_taken_or_refused_in_one_line_naming_the_setting(key: str, t
 
 
 def test_every_setting_has_an_environment_variable_of_its_own() -> None:
-    names = ["RSD_" + k.replace(".", "_").upper() for k in config._keys()]
+    names = ["RSD_" + k.replace(".", "_").upper() for k in words.setting_keys()]
     assert len(set(names)) == len(names)
-    assert not set(names) & config.NOT_SETTINGS
+    assert not set(names) & NOT_SETTINGS
 
 
 # ------------------------------------------------------------------------------------ refusals
@@ -203,12 +205,12 @@ def test_a_configuration_file_that_is_not_there(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RSD_CONFIG", str(tmp_path / "b.toml"))
     with pytest.raises(UserError, match=r"^--config .*a\.toml: no such file$"):
-        config.find_config(str(tmp_path / "a.toml"))
+        find_config(str(tmp_path / "a.toml"))
     with pytest.raises(UserError, match=r"^RSD_CONFIG .*b\.toml: no such file$"):
-        config.find_config(None)
+        find_config(None)
     monkeypatch.delenv("RSD_CONFIG")
     (tmp_path / "rsd.toml").write_text("")
-    assert config.find_config(None) == Path("rsd.toml")
+    assert find_config(None) == Path("rsd.toml")
 
 
 # ------------------------------------------------------------------------------------- secrets
@@ -396,7 +398,7 @@ def test_locate_reads_only_what_says_where_things_lie(tmp_path: Path) -> None:
 
 
 def test_the_example_is_the_defaults_and_names_every_setting() -> None:
-    text = config.example()
+    text = words.example()
     assert load({}, environ={}) == msgspec.convert(tomllib.loads(text), Settings)
     lines = [
         line[2:]
@@ -404,4 +406,4 @@ def test_the_example_is_the_defaults_and_names_every_setting() -> None:
         if line.startswith("# ") and line[2:3] in string.ascii_lowercase and "=" in line
     ]
     named = [line.partition(" =")[0] for line in lines]
-    assert named == [k.rpartition(".")[2] for k in config._keys()]
+    assert named == [k.rpartition(".")[2] for k in words.setting_keys()]

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rsd.hub.gate import LOOP_MIN, LOOP_TIMES, flaw_of, loops
-from rsd.messages import Completion
+from rsd.hub.brain.prefilter import LOOP_MIN, LOOP_TIMES, flaw_of, loops
+from rsd.protocol.tasks import Completion
 from tests.unit.test_judging import HONEST, INJECTED, Injected
 
 

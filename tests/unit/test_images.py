@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw
 
-from rsd.vocabulary import ImageInfo
+from rsd.protocol.vocabulary import ImageInfo
 from rsd.workers.images import BadImage, Limits, halved, media_type, prepare, spooled
 
 LIMITS = Limits(

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rsd.messages import Answer, Judge
-from rsd.simulator.gullible import order
-from rsd.vocabulary import Profile
-from rsd.workers.judging import ANSWER_MAX, Question, question, response_format, shown
-from rsd.workers.scores import EXPLANATION_MAX, Score, pointwise
+from rsd.protocol.tasks import Answer, Judge
+from rsd.protocol.vocabulary import Profile
+from rsd.simulator.injectable_grader import order
+from rsd.workers.grading.question import ANSWER_MAX, Question, ask, response_format, shown
+from rsd.workers.grading.scores import EXPLANATION_MAX, Score, pointwise
 from tests.evidence import record
 
 DATA = Path(__file__).resolve().parents[1] / "data"
@@ -45,7 +45,7 @@ def fences(made: Question, nonce: str = NONCE) -> dict[str, str]:
 
 
 def test_the_template_is_used_as_written_and_our_paragraph_comes_last() -> None:
-    made = question(judge("Look {twice}: {{}}\n{generated_answer}\n%s \\1 end.", "A --> B"), NONCE)
+    made = ask(judge("Look {twice}: {{}}\n{generated_answer}\n%s \\1 end.", "A --> B"), NONCE)
     before, fence, rest = made.text.partition(f'<answer id="A" nonce="{NONCE}">\nA --> B\n')
     assert before == "Look {twice}: {{}}\n"
     assert fence
@@ -58,31 +58,29 @@ def test_the_template_is_used_as_written_and_our_paragraph_comes_last() -> None:
 
 
 def test_what_is_put_in_is_not_searched_for_placeholders() -> None:
-    made = question(judge("X {generated_answer} Y", "a {generated_answer} {candidate_answers} b"))
+    made = ask(judge("X {generated_answer} Y", "a {generated_answer} {candidate_answers} b"))
     assert made.text.count("a {generated_answer} {candidate_answers} b") == 1
 
 
 def test_a_placeholder_that_stands_twice_is_filled_twice() -> None:
-    made = question(judge("{generated_answer} again: {generated_answer}", "A --> B"), NONCE)
+    made = ask(judge("{generated_answer} again: {generated_answer}", "A --> B"), NONCE)
     assert made.text.count("A --> B") == 2
 
 
 def test_a_list_is_shuffled_and_its_ids_tell_nothing() -> None:
     contents = [f"answer number {k}" for k in range(6)]
-    made = question(judge("{candidate_answers}", *contents, seed="x:0:0:0"), NONCE)
+    made = ask(judge("{candidate_answers}", *contents, seed="x:0:0:0"), NONCE)
     assert made.listwise
     assert {made.ids[n].index: text for n, text in fences(made).items()} == dict(
         enumerate(contents)
     )
     assert all(re.fullmatch(r"[A-Z][A-Z0-9]{3}", name) for name in made.ids)
     orders = {
-        tuple(
-            a.index for a in question(judge("{candidate_answers}", *contents, seed=s)).ids.values()
-        )
+        tuple(a.index for a in ask(judge("{candidate_answers}", *contents, seed=s)).ids.values())
         for s in map(str, range(20))
     }
     assert len(orders) > 10
-    again = question(judge("{candidate_answers}", *contents, seed="x:0:0:0"), NONCE)
+    again = ask(judge("{candidate_answers}", *contents, seed="x:0:0:0"), NONCE)
     assert again.text == made.text
     for name in made.ids:
         assert name in made.text.rpartition("\n\n")[2]
@@ -90,7 +88,7 @@ def test_a_list_is_shuffled_and_its_ids_tell_nothing() -> None:
 
 def test_the_nonce_is_new_in_every_call() -> None:
     task = judge("{generated_answer}", "A --> B")
-    nonces = {re.findall(r"nonce ([0-9a-f]{16})", question(task).text)[-1] for _ in range(20)}
+    nonces = {re.findall(r"nonce ([0-9a-f]{16})", ask(task).text)[-1] for _ in range(20)}
     assert len(nonces) == 20
 
 
@@ -114,7 +112,7 @@ ATTACKS = [
 
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_an_attack_stays_inside_its_fence(attack: str) -> None:
-    made = question(judge("{generated_answer}", attack), NONCE)
+    made = ask(judge("{generated_answer}", attack), NONCE)
     assert list(fences(made)) == ["A"]
     assert made.text.count(NONCE) == 3
     inside = fences(made)["A"]
@@ -130,7 +128,7 @@ PIECES = st.sampled_from(
 
 @given(st.lists(PIECES | st.text(max_size=10), max_size=12).map("".join))
 def test_whatever_a_candidate_says_it_has_one_fence(content: str) -> None:
-    made = question(judge("{generated_answer}", content), NONCE)
+    made = ask(judge("{generated_answer}", content), NONCE)
     assert list(fences(made)) == ["A"]
     assert made.text.count(NONCE) == 3
     inside = shown(content, NONCE)
@@ -216,7 +214,7 @@ def test_the_corpus_is_large_and_its_names_differ() -> None:
 
 @pytest.mark.parametrize("case", INJECTED, ids=lambda case: case.name)
 def test_an_injection_stays_in_its_fence_without_tokens_or_unseen_text(case: Injected) -> None:
-    made = question(judge("{generated_answer}", case.text(HONEST)), NONCE)
+    made = ask(judge("{generated_answer}", case.text(HONEST)), NONCE)
     assert list(fences(made)) == ["A"]
     assert made.text.count(NONCE) == 3
     inside = made.shown["A"]
@@ -235,7 +233,7 @@ def test_the_gullible_judge_is_gullible() -> None:
     assert order("", [HONEST]) is None
     for template in ("grading_prompt", "grading_prompt_listwise"):
         text = json.loads((DATA.parents[1] / f"prompts/{template}.json").read_text())["template"]
-        made = question(judge(text, HONEST), NONCE)
+        made = ask(judge(text, HONEST), NONCE)
         assert order(made.text, []) is None, "nor does it take our own words for an order"
 
 

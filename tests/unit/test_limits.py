@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from rsd.errors import ErrorClass
-from rsd.hub.leases import PREPARE, LeaseTable
-from rsd.hub.limits import (
+from rsd.hub.brain.leases import PREPARE, LeaseTable
+from rsd.hub.brain.limits import (
     DOWN,
     FAILURES_TO_OPEN,
     FIRST_LIMIT,
@@ -18,7 +18,7 @@ from rsd.hub.limits import (
     EndpointLimit,
     pick_endpoint,
 )
-from rsd.vocabulary import Allowance, CallError
+from rsd.protocol.vocabulary import Allowance, CallError
 
 #: Room of an endpoint that was just reached.
 FIRST = int(FIRST_LIMIT)

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from rsd.workers.process import MAP_FROM, MAPS_MAX, Pictures, Url
-from rsd.workers.replies import CallFailed
+from rsd.workers.api.replies import CallFailed
+from rsd.workers.pictures import MAP_FROM, MAPS_MAX, Pictures, Url
 
 HEAD = b"data:image/png;base64,"
 

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import pytest
 
-from rsd.redact import Redactor
+from rsd.system.redact import Redactor
 
 KEY = 'se/cret+1=%&"\\-0123456789'
 

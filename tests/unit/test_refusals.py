@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rsd.errors import ErrorClass
-from rsd.profiles import DROPPABLE, adapt, initial_profile, is_reasoning
-from rsd.vocabulary import CallError, Profile
-from rsd.workers.refusals import (
+from rsd.protocol.dialects import DROPPABLE, adapt, initial_profile, is_reasoning
+from rsd.protocol.vocabulary import CallError, Profile
+from rsd.workers.api.refusals import (
     allowances,
     classify_body,
     classify_status,

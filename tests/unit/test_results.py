@@ -10,17 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rsd.vocabulary import Candidate, Grade, Stats, SummaryConfig
-from rsd.writer.records import HIGH, LOW, FailureRecord, ImageRecord, Tally
-from rsd.writer.results import (
+from rsd.protocol.vocabulary import Candidate, Grade, Stats, SummaryConfig
+from rsd.state.records import HIGH, LOW, FailureRecord, ImageRecord, Tally
+from rsd.state.results import (
     failed_document,
     formatted,
     result_document,
     shown_path,
     summary_document,
 )
+from rsd.state.view import ImageView
 from rsd.writer.tallies import KEY_BYTES, bucket, levels, row_key
-from rsd.writer.view import ImageView
 from tests.histories import ERROR, RECIPE, candidate, grade, info_of
 
 CONFIG = SummaryConfig(

@@ -7,9 +7,10 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rsd.hub.progress import ActiveImage, requests_per_image
-from rsd.hub.sampling import STOP_ROUND, Progress, Sample, Stop, next_step, plan
-from rsd.vocabulary import ImageInfo, seed_base
+from rsd.hub.brain.image import ActiveImage, requests_per_image
+from rsd.protocol.vocabulary import ImageInfo, seed_base
+from rsd.strategy.base import Progress, Sample, Stop
+from rsd.strategy.fixed import STOP_ROUND, next_step, plan
 from tests.unit.world import recipe
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rsd.workers.scores import EXPLANATION_MAX, Score, Unparsable, listwise, pointwise
+from rsd.workers.grading.scores import EXPLANATION_MAX, Score, Unparsable, listwise, pointwise
 
 FINE = {"explanation": "All arrows found.", "score": 85}
 

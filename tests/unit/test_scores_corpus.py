@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rsd.workers.scores import Score, Unparsable, listwise, pointwise
+from rsd.workers.grading.scores import Score, Unparsable, listwise, pointwise
 from tests.evidence import record
 from tests.fuzz_scores import Case, cases, mutated, stated, verdict
 
@@ -166,7 +166,7 @@ def test_no_verdict_stands_that_is_taken_back(after: str) -> None:
 
 
 HOSTILE = """
-from rsd.workers.scores import listwise, pointwise
+from rsd.workers.grading.scores import listwise, pointwise
 pieces = [" ", "\\n", "_", "*", "`", "#", "{", "}", "[", "(", '"', "'", "\\\\", "<", "9", "9 "]
 pieces += ["a_", "score", "score: ", "Score: 85/100\\n", "Score\\n", "Score \\n\\n", "score("]
 pieces += ["score 1 ", "得分：", "总分：1 ", "```", "<think>", "</think>", "{}", "{'a':", '{"a":']

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rsd.hub.settle import CAPACITY, SettleTable, is_candidate
+from rsd.hub.folder.stable import CAPACITY, SettleTable, is_candidate
 
 
 @pytest.mark.parametrize(

@@ -10,15 +10,18 @@ from typing import Any
 import msgspec
 import pytest
 
-from rsd import cli, config, pointers
+from rsd import cli
 from rsd.commands import status
 from rsd.errors import StateError
-from rsd.facts import ImageEnrolled, ImageSetAside, Numbered
-from rsd.hub.host import process_identity
-from rsd.pointers import Pointer, find_pointers, remove_pointer, write_pointer
-from rsd.vocabulary import image_id
+from rsd.protocol.facts import ImageEnrolled, ImageSetAside, Numbered
+from rsd.protocol.vocabulary import image_id
+from rsd.settings import load
+from rsd.state.store import Store
+from rsd.state.transaction import Transaction
+from rsd.system import runtime_dir
+from rsd.system.processes import process_identity
+from rsd.system.runtime_dir import Pointer, find_pointers, remove_pointer, write_pointer
 from rsd.writer.apply import Application
-from rsd.writer.store import Store, Transaction
 
 #: Unix seconds at which everything here happens.
 NOW = 1_700_000_000.0
@@ -54,7 +57,7 @@ def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in list(os.environ):
         if name.startswith("RSD_"):
             monkeypatch.delenv(name)
-    monkeypatch.setattr(config, "CONFIG_PLACES", (Path("rsd.toml"),))
+    monkeypatch.setattr(load, "CONFIG_PLACES", (Path("rsd.toml"),))
     monkeypatch.setenv("RSD_RUNTIME_DIR", str(tmp_path / "run"))
     monkeypatch.chdir(tmp_path)
 
@@ -301,7 +304,7 @@ def test_a_pointer_goes_where_it_can(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert path is not None
     assert path.parent == tmp_path / "second"
     assert path.stat().st_mode & 0o444 == 0o444, "readable by others"
-    assert pointer in pointers.find_pointers()
+    assert pointer in runtime_dir.find_pointers()
 
 
 # --------------------------------------------------------------------------------------- looks

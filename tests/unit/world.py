@@ -11,7 +11,10 @@ from dataclasses import dataclass, field
 import msgspec
 
 from rsd.errors import ErrorClass
-from rsd.facts import (
+from rsd.hub.brain import events
+from rsd.hub.brain.brain import Brain
+from rsd.hub.brain.events import Action, Ask, Assign, FilesSeen, Finished, Persist, Policy
+from rsd.protocol.facts import (
     CandidateGraded,
     CandidateMade,
     Fact,
@@ -23,16 +26,9 @@ from rsd.facts import (
     SampleFailed,
     StepChosen,
 )
-from rsd.hub import events
-from rsd.hub.brain import Brain
-from rsd.hub.events import Action, Ask, Assign, FilesSeen, Finished, Persist, Policy
-from rsd.messages import (
-    BacklogPage,
-    Committed,
+from rsd.protocol.tasks import (
     Completion,
-    ContentFound,
     Failed,
-    FindContent,
     Generate,
     Generated,
     Graded,
@@ -43,11 +39,17 @@ from rsd.messages import (
     Prepared,
     Probe,
     Probed,
-    QueuedImage,
-    ReadBacklog,
     ReadLoad,
 )
-from rsd.vocabulary import CallError, ImageInfo, Recipe, Stats, Usage, image_id
+from rsd.protocol.vocabulary import CallError, ImageInfo, Recipe, Stats, Usage, image_id
+from rsd.protocol.writer_talk import (
+    BacklogPage,
+    Committed,
+    ContentFound,
+    FindContent,
+    QueuedImage,
+    ReadBacklog,
+)
 
 
 def recipe(**changes: object) -> Recipe:

@@ -1,0 +1,247 @@
+"""What goes into the brain and what comes out of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rsd.protocol.facts import Fact, ProfileLearned
+from rsd.protocol.tasks import (
+    Crashed,
+    Decoding,
+    Failed,
+    Generated,
+    GivenBack,
+    Graded,
+    Lease,
+    LoadRead,
+    Prepared,
+    Probed,
+)
+from rsd.protocol.vocabulary import ImageId, Rates, Recipe
+from rsd.protocol.writer_talk import BacklogPage, Committed, ContentFound, Query, Recovered
+
+GENERATE, GRADE = "generate", "grade"  #: the two roles of workers and endpoints
+
+
+# ------------------------------------------------------------------------------------------ events
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """The settings that the brain acts on; replaced by a reload."""
+
+    recipe: Recipe
+    endpoints: tuple[tuple[str, str], ...]  #: (role, base URL)
+    models: tuple[str, str]  #: wanted generator and grader model, "" = the only one served
+    caps: tuple[int, int]  #: most requests in flight, all generators together and all graders
+    endpoint_caps: tuple[int, int]  #: the same, per endpoint
+    timeouts: tuple[float, float]  #: seconds of one call
+    slots: tuple[int, int]  #: threads of one generator and one grader process
+    max_n: int
+    grade_tokens: int
+    reasoning_effort: str
+    max_attempts: int
+    max_age: float  #: seconds
+    backoff: float
+    backoff_max: float
+    probe_pause: float
+    quota_pause: float
+    patience: float  #: seconds that a truncated file is waited for; 0 with `--once`
+    rates: tuple[Rates, Rates] = (Rates(), Rates())  #: all generators together, all graders
+    once: bool = False
+    probe_sampling: bool = True
+    affinity: bool = True  #: an image's calls go to the server that knows it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerUp:
+    """A worker process takes leases."""
+
+    worker: str
+    role: str
+    slots: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerGone:
+    """A worker process is dead; all its replies came before this. `crashed`: of its own doing,
+    not because somebody killed it.
+    """
+
+    worker: str
+    crashed: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerLeaving:
+    """A reload replaces this worker: no new lease for it."""
+
+    worker: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replied:
+    """A worker answered a lease."""
+
+    worker: str
+    reply: (
+        Decoding | Prepared | Generated | Graded | Probed | LoadRead | Failed | GivenBack | Crashed
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FilesSeen:
+    """Settled files, new or changed; each becomes a fact."""
+
+    facts: tuple[Fact, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PathsGone:
+    """Files that left the folder; each becomes a fact."""
+
+    facts: tuple[Fact, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryAsked:
+    """A person asked for images again."""
+
+    facts: tuple[Fact, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started:
+    """The writer is open; what it remembered came as `Recovered` before."""
+
+    backlog_high: int
+    profiles: tuple[ProfileLearned, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScanDone:
+    """`--once`: the scan is over and its files are enrolled; `only` limits it to these paths."""
+
+    only: frozenset[bytes] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostPressure:
+    """psutil's verdict: `normal`, `reduced` or `paused`."""
+
+    level: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyChanged:
+    """A reload."""
+
+    policy: Policy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrainRequested:
+    """No admission and no lease from now on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tick:
+    """Time has passed."""
+
+    blocked: bool = False  #: the writer cannot write: no new work until it can
+
+
+Event = (
+    WorkerUp
+    | WorkerGone
+    | WorkerLeaving
+    | Replied
+    | FilesSeen
+    | PathsGone
+    | RetryAsked
+    | Started
+    | Recovered
+    | Committed
+    | BacklogPage
+    | ContentFound
+    | ScanDone
+    | HostPressure
+    | PolicyChanged
+    | DrainRequested
+    | Tick
+)
+
+
+# ----------------------------------------------------------------------------------------- actions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assign:
+    """Lend a task to a worker."""
+
+    worker: str
+    lease: Lease
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Persist:
+    """Send a fact to the writer and keep it until it is acknowledged."""
+
+    seq: int
+    fact: Fact
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """Send a question to the writer, again if the writer dies before it answers."""
+
+    query: Query
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forget:
+    """Tell the workers that an image is finished."""
+
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KillWorker:
+    """All leases of this worker are overdue: SIGKILL, the universal cancel."""
+
+    worker: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recall:
+    """This worker is to give back the calls that no thread has taken yet."""
+
+    worker: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Say:
+    """A line for the log."""
+
+    level: str  #: `info`, `warning` or `error`
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """An image got its result or was set aside (for progress bars and logs)."""
+
+    image: ImageId
+    path: bytes
+    status: str  #: `high`, `low`, `failed`, `duplicate` or `withdrawn`
+    score: float | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """`--once`: all is done and durable."""
+
+
+Action = Assign | Persist | Ask | Forget | KillWorker | Recall | Say | Ended | Finished

@@ -1,0 +1,284 @@
+"""From the backlog to a verified picture: paging, preparing, duplicates, bad files. Pure.
+
+Holds the images that are admitted but not yet active. What became of a picture is handed on by
+`start` (verified, new) or ends here as a fact.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Container
+
+from rsd.errors import ErrorClass
+from rsd.hub.brain.dispatch import Dispatcher
+from rsd.hub.brain.events import GENERATE, Ask, Policy
+from rsd.hub.brain.outcomes import Retry, after_failure, pause
+from rsd.hub.brain.queue import PREPARE, Work
+from rsd.hub.brain.turn import Journal
+from rsd.protocol.facts import DecodeCrashed, ImageChecked, ImageSetAside
+from rsd.protocol.tasks import Prepare
+from rsd.protocol.vocabulary import SPOOL_REFUSED, CallError, ImageId, ImageInfo, image_id
+from rsd.protocol.writer_talk import (
+    BacklogPage,
+    ContentFound,
+    FindContent,
+    QueuedImage,
+    ReadBacklog,
+)
+
+#: Queued images held in memory; the rest is paged from disk.
+WINDOW = 256
+#: Most images between admission and decision; far more than any servers' slots need.
+ACTIVE_MAX = 4_096
+#: Images in work however few slots there are, so that a slow one does not hold the line.
+ACTIVE_MIN = 4
+#: Requests planned ahead, as a multiple of what the generators may have in flight.
+PLANNED_AHEAD = 2
+#: Deaths of a worker while decoding one picture, after which the picture is set aside.
+CRASHES_TO_CONVICT = 3
+#: Truncated files that are waited for at once, and how often one is looked at while it is young.
+DEFERRED_MAX, LOOKS_WHILE_YOUNG = 1_000, 4
+
+
+class Intake:
+    """Everything between `ImageEnrolled` and `ImageStarted`."""
+
+    def __init__(self, policy: Policy, journal: Journal, dispatch: Dispatcher) -> None:
+        self.policy = policy
+        self.journal = journal
+        self.dispatch = dispatch
+        self.window: deque[QueuedImage] = deque()
+        self.preparing: dict[ImageId, Work] = {}  #: admitted, not verified yet
+        self.refused = ""  #: why prepared pictures cannot be written, as a worker says
+        self.deferred = 0  #: truncated files that may still grow
+        self.cursor = 0
+        self.backlog_high = 0
+        self.only: frozenset[bytes] | None = None
+        self._asking: tuple[int, int] | None = None  # (query, highest number when asked)
+        self._claims: dict[str, list[tuple[QueuedImage, ImageInfo]]] = {}
+        self._crashes: dict[ImageId, int] = {}
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is queued, asked for or being prepared."""
+        return not (
+            self.window
+            or self._asking
+            or self.preparing
+            or self._claims
+            or self.cursor < self.backlog_high
+        )
+
+    @property
+    def busy(self) -> int:
+        """Images admitted and not yet started; files that are only waited for do not count."""
+        return len(self.preparing) - self.deferred + sum(len(c) for c in self._claims.values())
+
+    def admit(self, active: int, planned: int, requests_per_image: int) -> None:
+        """Take images out of the backlog until enough requests are planned ahead.
+
+        `active`: images started and not ended; `planned`: requests that they will still make.
+        """
+        if not self.dispatch.usable(GENERATE) or self.dispatch.paused:
+            return
+        ahead = PLANNED_AHEAD * max(1, self.dispatch.ceiling(GENERATE, self.journal.now))
+        planned += self.busy * requests_per_image
+        while self.window and active + self.busy < ACTIVE_MAX:
+            if planned >= ahead and active + self.busy >= ACTIVE_MIN:
+                break
+            queued = self.window.popleft()
+            if self.only is not None and queued.path not in self.only:
+                continue
+            work = Work(kind=PREPARE, image=queued.image, queued=queued)
+            self.preparing[queued.image] = work
+            self._crashes[queued.image] = queued.crashes
+            self.dispatch.add(work)
+            planned += requests_per_image
+        if not self.window and self._asking is None and self.cursor < self.backlog_high:
+            self._asking = (self.journal.query(), self.backlog_high)
+            query = ReadBacklog(query=self._asking[0], after=self.cursor, count=WINDOW)
+            self.journal.out.append(Ask(query=query))
+
+    def page(self, page: BacklogPage) -> None:
+        """The next queued images came from disk."""
+        if self._asking is None or self._asking[0] != page.query:
+            return
+        self.window.extend(q for q in page.images if q.image not in self.preparing)
+        last = page.images[-1].queue_seq if page.images else 0
+        self.cursor = last if len(page.images) >= WINDOW else max(last, self._asking[1])
+        self._asking = None
+
+    def task(self, work: Work) -> Prepare | None:
+        """What a worker is lent; None when the image was withdrawn meanwhile."""
+        if work.queued is None or work.image not in self.preparing:
+            return None
+        return Prepare(image=work.image, path=work.queued.path)
+
+    def gone(self, paths: set[bytes]) -> None:
+        """Files left the folder before their turn came."""
+        self.window = deque(q for q in self.window if q.path not in paths)
+        for work in list(self.preparing.values()):
+            if work.queued is not None and work.queued.path in paths:
+                self._done(work)
+        for sha256, claim in self._claims.items():
+            self._claims[sha256] = [(q, info) for q, info in claim if q.path not in paths]
+
+    # ----------------------------------------------------------------------------------- pictures
+
+    def prepared(
+        self, work: Work, info: ImageInfo, active: dict[str, ImageId], departed: Container[ImageId]
+    ) -> None:
+        """A picture is verified; `active` maps the contents in work to their images. For those in
+        `departed` answers are still to come, which their history must hold.
+        """
+        self.refused = ""
+        queued = work.queued
+        if queued is None or work.image not in self.preparing:
+            return
+        if work.image in departed:
+            self.dispatch.later(work, self.journal.now + 1.0)
+            return
+        self._done(work)
+        if queued.status != "queued" and queued.sha256 == info.sha256:
+            self.journal.persist(ImageChecked(image=queued.image, queue_seq=queued.queue_seq))
+        elif info.sha256 in self._claims:
+            self._claims[info.sha256].append((queued, info))
+        elif info.sha256 in active:
+            self._duplicate(queued, info, active[info.sha256])
+        else:
+            self._claims[info.sha256] = [(queued, info)]
+            self._find(queued, info)
+
+    def _find(self, queued: QueuedImage, info: ImageInfo) -> None:
+        mine, _ = identity(queued, info.sha256)
+        query = FindContent(query=self.journal.query(), sha256=info.sha256, image=mine)
+        self.journal.out.append(Ask(query=query))
+
+    def content_found(
+        self,
+        found: ContentFound,
+        start: Callable[[QueuedImage, ImageInfo, ContentFound], None],
+    ) -> None:
+        """The writer says who had these bytes first: the others are duplicates of it."""
+        claim = self._claims.pop(found.sha256, [])
+        owner = found.owner
+        for queued, info in claim:
+            mine, _ = identity(queued, info.sha256)
+            if owner not in (None, mine):
+                self._duplicate(queued, info, owner or "")
+                continue
+            if queued.started and mine == queued.image and mine != found.image:
+                # It has a history of its own, but another copy had asked.
+                self._claims[found.sha256] = claim[claim.index((queued, info)) :]
+                self._find(queued, info)
+                return
+            owner = mine
+            start(queued, info, found)
+
+    def failed(self, work: Work, error: CallError) -> None:
+        """A picture could not be prepared."""
+        queued = work.queued
+        if queued is None or work.image not in self.preparing:
+            return
+        if self.waits_for_disk(work, error):
+            return
+        if error.error is not ErrorClass.BAD_IMAGE:
+            verdict = after_failure(work, error, True, self.journal.now, self.policy)
+            if isinstance(verdict, Retry):
+                self.dispatch.later(work, verdict.at)
+                return
+        if error.reason in ("truncated", "empty") and self._still_young(work):
+            at = self.journal.now + self.policy.patience / LOOKS_WHILE_YOUNG
+            self.dispatch.later(work, at)
+            return
+        self._done(work)
+        known = queued.status != "queued"
+        if known and (error.reason in ("vanished", "unreadable") or error.sha256 == queued.sha256):
+            self.journal.persist(ImageChecked(image=queued.image, queue_seq=queued.queue_seq))
+            return
+        status = "withdrawn" if error.reason == "vanished" else "failed"
+        reason = error.reason or error.error.value
+        self._set_aside(queued, status, reason, message=error.message, sha256=error.sha256 or "")
+
+    def waits_for_disk(self, work: Work, error: CallError) -> bool:
+        """Whether the spool takes no picture; that is held against none, and tried again."""
+        if error.reason != SPOOL_REFUSED:
+            return False
+        if not self.refused:
+            self.journal.say("error", f"cannot write: {error.message}; nothing is lost, work waits")
+        self.refused = error.message
+        self.dispatch.later(work, self.journal.now + pause(work, self.policy))
+        return True
+
+    def crashed(self, image: ImageId) -> bool:
+        """A worker died decoding this picture; True when that convicts it. Its work, if any, is
+        handed back by the lease table and must be dropped then.
+        """
+        work = self.preparing.get(image)
+        if work is None or work.queued is None:
+            return False
+        self.journal.persist(DecodeCrashed(image=image))
+        self._crashes[image] = self._crashes.get(image, 0) + 1
+        if self._crashes[image] < CRASHES_TO_CONVICT:
+            return False
+        queued, count = work.queued, self._crashes[image]
+        self._done(work)
+        message = f"{count} worker processes died while decoding it"
+        self._set_aside(queued, "failed", "crashes_worker", message=message)
+        return True
+
+    def _done(self, work: Work) -> None:
+        self.preparing.pop(work.image, None)
+        self._crashes.pop(work.image, None)
+        if work.deferred_since is not None:
+            self.deferred -= 1
+            work.deferred_since = None
+
+    def _still_young(self, work: Work) -> bool:
+        if work.deferred_since is None:
+            if self.policy.patience <= 0 or self.deferred >= DEFERRED_MAX:
+                return False
+            work.deferred_since = self.journal.now
+            self.deferred += 1
+        return self.journal.now - work.deferred_since < self.policy.patience
+
+    def _duplicate(self, queued: QueuedImage, info: ImageInfo, of: ImageId) -> None:
+        self._set_aside(queued, "duplicate", "same_content", info=info, of=of)
+
+    def _set_aside(
+        self,
+        queued: QueuedImage,
+        status: str,
+        reason: str,
+        *,
+        message: str = "",
+        info: ImageInfo | None = None,
+        of: ImageId = "",
+        sha256: str = "",
+    ) -> None:
+        sha256 = info.sha256 if info else sha256
+        mine, version = identity(queued, sha256)
+        self.journal.persist(
+            ImageSetAside(
+                image=mine,
+                status=status,
+                reason=reason,
+                message=message,
+                of=of,
+                info=info,
+                sha256=sha256,
+                queue_seq=queued.queue_seq,
+                queued_as=queued.image,
+                path=queued.path,
+                version=version,
+                time=self.journal.wall,
+            )
+        )
+        self.journal.ended(mine, queued.path, status, reason)
+
+
+def identity(queued: QueuedImage, sha256: str) -> tuple[ImageId, int]:
+    """Id and version: new bytes at a known path are a new version."""
+    if queued.sha256 and sha256 and queued.sha256 != sha256:
+        return image_id(queued.path, queued.version + 1), queued.version + 1
+    return queued.image, queued.version

@@ -1,0 +1,222 @@
+"""Active images: their rounds, their decisions, their end. Pure."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from rsd.hub.brain.dispatch import Dispatcher
+from rsd.hub.brain.events import GRADE, Forget, Policy
+from rsd.hub.brain.image import ActiveImage
+from rsd.hub.brain.queue import GENERATE, JUDGE, Work
+from rsd.hub.brain.turn import Journal
+from rsd.protocol.facts import GradingFailed, ImageDecided, ImageSetAside, SampleFailed, StepChosen
+from rsd.protocol.vocabulary import CallError, ImageId
+from rsd.strategy.base import Regrade, Sample, Stop
+from rsd.strategy.fixed import next_step
+
+#: Grading calls waiting, as a multiple of the graders' slots, above which no new round starts.
+GRADING_AHEAD = 2
+
+
+class Rounds:
+    """Every image between `ImageStarted` and its end."""
+
+    def __init__(self, policy: Policy, journal: Journal, dispatch: Dispatcher) -> None:
+        self.policy = policy
+        self.journal = journal
+        self.dispatch = dispatch
+        self.images: dict[ImageId, ActiveImage] = {}
+        self.contents: dict[str, ImageId] = {}  #: sha256 of the active images
+        #: Withdrawn while calls were under way: their answers are paid for and still stored.
+        self.departed: dict[ImageId, ActiveImage] = {}
+        self._wants_step: deque[ImageId] = deque()  # images at a barrier
+        self._held_back: deque[ImageId] = deque()  # they want a round, but the graders are behind
+        self._steps: deque[tuple[int, StepChosen]] = deque()  # chosen, not yet durable
+
+    @property
+    def starting(self) -> int:
+        """Images whose next round is not under way yet."""
+        return len(self._wants_step) + len(self._held_back) + len(self._steps)
+
+    def durable(self, seq: int) -> None:
+        """Steps up to this fact are committed: their work may go out."""
+        while self._steps and self._steps[0][0] <= seq:
+            self.take_step(self._steps.popleft()[1])
+
+    def activate(self, image: ActiveImage) -> None:
+        """A started or recovered image: queue what it lacks."""
+        self.images[image.image] = image
+        self.contents[image.sha256] = image.image
+        self._enqueue_missing(image)
+
+    def take_step(self, step: StepChosen) -> None:
+        """A round begins."""
+        image = self.images.get(step.image)
+        if image is not None:
+            image.take_step(step)
+            self._enqueue_missing(image)
+
+    def _enqueue_missing(self, image: ActiveImage) -> None:
+        """Queue all that is missing of an image of which nothing is under way."""
+        waiting = [i for i, d in image.draws.items() if not d.answered]
+        for indices in image.to_generate(waiting, self.policy.max_n):
+            self.queue(image, GENERATE, indices)
+        for indices, number in image.to_judge():
+            self.queue(image, JUDGE, indices, number)
+        self.check_barrier(image)
+
+    def queue(
+        self, image: ActiveImage, kind: str, indices: tuple[int, ...], number: int = 0
+    ) -> None:
+        if image.image not in self.images:
+            return  # departed
+        work = Work(kind=kind, image=image.image, sha256=image.sha256, indices=indices)
+        work.number = number
+        if kind == GENERATE:
+            work.endpoint = image.endpoint = self.dispatch.home(GENERATE, image.endpoint)
+        else:
+            work.endpoint = image.grader = self.dispatch.home(GRADE, image.grader)
+        self.dispatch.add(work)
+
+    def check_barrier(self, image: ActiveImage) -> None:
+        if image.settled and not image.choosing and image.image in self.images:
+            image.choosing = True
+            self._wants_step.append(image.image)
+
+    def start_steps(self) -> None:
+        """Ask the strategy about images at a barrier; no new round while graders are behind."""
+        if not self._graders_behind():
+            self._wants_step.extendleft(reversed(self._held_back))
+            self._held_back.clear()
+        while self._wants_step:
+            image = self.images.get(self._wants_step.popleft())
+            if image is None:
+                continue
+            step = next_step(image.progress())
+            match step:
+                case Sample() if self._graders_behind():
+                    self._held_back.append(image.image)
+                case Sample(draws=draws):
+                    self._choose(image.plan_round(draws))
+                case Regrade(indices=indices):
+                    chosen = StepChosen(image=image.image, round=image.rounds, regrade=indices)
+                    self._choose(chosen)
+                case Stop():
+                    self._decide(image, step)
+
+    def _graders_behind(self) -> bool:
+        slots = max(1, self.dispatch.leases.slots(GRADE))
+        return self.dispatch.waiting(GRADE) >= GRADING_AHEAD * slots
+
+    def _choose(self, step: StepChosen) -> None:
+        self._steps.append((self.journal.persist(step, 200 * (len(step.samples) + 1)), step))
+
+    def _decide(self, image: ActiveImage, stop: Stop) -> None:
+        if stop.index is None:
+            gradable = any(d.gradable for d in image.draws.values())
+            self.end_without_result(image, "failed", "ungraded" if gradable else "no_candidate")
+            return
+        score = image.scores()[stop.index]
+        quality = "high" if score >= image.recipe.score_threshold else "low"
+        self.journal.persist(
+            ImageDecided(
+                image=image.image,
+                decision=image.decision + 1,
+                winner=stop.index,
+                score=score,
+                expected_score=stop.expected_score,
+                quality=quality,
+                reason=stop.reason,
+                time=self.journal.wall,
+            )
+        )
+        self.remove(image)
+        self.journal.ended(image.image, image.path, quality, stop.reason, score)
+
+    def end_without_result(
+        self, image: ActiveImage, status: str, reason: str, message: str = ""
+    ) -> None:
+        self.journal.persist(
+            ImageSetAside(
+                image=image.image,
+                status=status,
+                reason=reason,
+                message=message or image.last_error,
+                info=image.info,
+                sha256=image.sha256,
+                queued_as=image.image,
+                path=image.path,
+                version=image.version,
+                time=self.journal.wall,
+            )
+        )
+        self.cancel(image)
+        self.journal.ended(image.image, image.path, status, reason)
+
+    def cancel(self, image: ActiveImage) -> None:
+        """The image is withdrawn in the middle: what is queued for it must not go out."""
+        self.remove(image)
+        self.dispatch.drop(lambda work: work.image != image.image)
+        if image.image in self.dispatch.lent_images():
+            self.departed[image.image] = image
+
+    def known(self, work: Work) -> ActiveImage | None:
+        """The image that a reply is for, active or departed."""
+        return self.images.get(work.image) or self.departed.get(work.image)
+
+    def forget_departed(self) -> None:
+        """A departed image is kept only as long as answers may come for it."""
+        if self.departed:
+            lent = self.dispatch.lent_images()
+            self.departed = {i: image for i, image in self.departed.items() if i in lent}
+
+    def remove(self, image: ActiveImage) -> None:
+        """The image is at its end."""
+        del self.images[image.image]
+        self.contents.pop(image.sha256, None)
+        self.journal.out.append(Forget(sha256=image.sha256))
+
+    def split(self, work: Work) -> None:
+        image = self.images.get(work.image)
+        if image is None:
+            return
+        if work.kind == GENERATE:
+            parts: list[tuple[int, ...]] = [(index,) for index in work.indices]
+        else:
+            half = len(work.indices) // 2
+            parts = [p for p in (work.indices[:half], work.indices[half:]) if p]
+        for part in parts:
+            self.queue(image, work.kind, part, work.number)
+
+    def give_up(self, image: ActiveImage, work: Work, error: CallError) -> None:
+        for index in work.indices:
+            if work.kind == GENERATE:
+                self.sample_failed(image, index, error)
+            elif work.number in image.draws[index].missing():
+                image.draws[index].failed_grades.add(work.number)
+                self._tell(image, f"grade {work.number} of candidate {index}", error)
+                self.journal.persist(
+                    GradingFailed(
+                        image=image.image,
+                        index=index,
+                        number=work.number,
+                        error=error,
+                        time=self.journal.wall,
+                    ),
+                    1024,
+                )
+        if work.kind == GENERATE:
+            for indices, number in image.to_judge(work.indices):
+                self.queue(image, JUDGE, indices, number)
+        self.check_barrier(image)
+
+    def sample_failed(self, image: ActiveImage, index: int, error: CallError) -> None:
+        image.draws[index].failed = True
+        self._tell(image, f"candidate {index}", error)
+        fact = SampleFailed(image=image.image, index=index, error=error, time=self.journal.wall)
+        self.journal.persist(fact, 1024)
+
+    def _tell(self, image: ActiveImage, what: str, error: CallError) -> None:
+        name = repr(image.path.decode("utf-8", "backslashreplace"))
+        told = f"{error.error.value}: {error.message or error.reason}"
+        self.journal.say("warning", f"{name}, {what}: given up ({told})")

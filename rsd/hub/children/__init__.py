@@ -1,0 +1,1 @@
+"""The child processes of the hub: started, fed, replaced."""

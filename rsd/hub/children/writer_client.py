@@ -1,0 +1,116 @@
+"""The hub's side of the talk with the writer: what is unacknowledged, unanswered, and said again.
+
+Facts are kept until their commit is acknowledged and questions until they are answered; a writer
+that died is replaced and told all of it again. Applying a fact twice changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+import msgspec
+
+from rsd.protocol.facts import Fact, ImageDecided, Numbered
+from rsd.protocol.vocabulary import Stats
+from rsd.protocol.writer_talk import Close, Open, Ping, Query, Resettle
+from rsd.system.failpoints import failpoint
+
+#: Seconds between two pings, and of silence after which the writer counts as hung.
+PING_SECONDS, HUNG_SECONDS = 5.0, 120.0
+#: Silence after which the systemd watchdog is not fed any more.
+SILENT_SECONDS = 30.0
+
+
+class Scribe:
+    """Keeps what the writer must not miss. `send` puts a message into the writer's mailbox."""
+
+    def __init__(self, opening: Open, send: Callable[[msgspec.Struct], None]) -> None:
+        self.opening = opening
+        self.stats = Stats()
+        self.blocked = ""  #: why the writer cannot write, as it says
+        self.up = False
+        self._send = send
+        self._facts: deque[Numbered] = deque()
+        self._questions: dict[int, Query] = {}
+        self._ever_up = False
+        self._heard_at = 0.0
+        self._pinged_at = 0.0
+        self._started_at = 0.0
+
+    def started(self, now: float) -> None:
+        """A writer process was started: open, then everything that it may have missed."""
+        self.up = False
+        self._heard_at = self._started_at = now
+        self._send(msgspec.structs.replace(self.opening, recover=not self._ever_up))
+        for fact in self._facts:
+            self._send(fact)
+        for question in self._questions.values():
+            self._send(question)
+
+    def heard(self, now: float) -> None:
+        """The writer said something: it lives."""
+        self._heard_at = now
+
+    def opened(self, stats: Stats) -> None:
+        """The store is open."""
+        self.up = self._ever_up = True
+        self.blocked = ""
+        self.stats = stats
+
+    def gone(self) -> None:
+        """The writer is dead; it will be replaced."""
+        self.up = False
+
+    def resettle(self, message: Resettle) -> None:
+        """A reload: for this writer and for those that will replace it."""
+        self.opening = msgspec.structs.replace(
+            self.opening, summary=message.summary, checkpoint_interval=message.checkpoint_interval
+        )
+        failpoint("hub.reloading")
+        self._send(message)
+
+    def fact(self, seq: int, fact: Fact) -> None:
+        """A fact to be committed."""
+        if isinstance(fact, ImageDecided):
+            failpoint("hub.before-decision")
+        numbered = Numbered(seq=seq, fact=fact)
+        self._facts.append(numbered)
+        self._send(numbered)
+
+    def ask(self, query: Query) -> None:
+        """A question to be answered."""
+        self._questions[query.query] = query
+        self._send(query)
+
+    def committed(self, seq: int, stats: Stats) -> None:
+        """Facts up to this number are durable."""
+        self.stats = stats
+        while self._facts and self._facts[0].seq <= seq:
+            self._facts.popleft()
+
+    def answered(self, query: int) -> Query | None:
+        """A question was answered; None when it had been answered before."""
+        return self._questions.pop(query, None)
+
+    def tend(self, now: float) -> bool:
+        """Ping when it is time; True when the writer has been silent so long that it must go."""
+        if now - self._pinged_at >= PING_SECONDS:
+            self._pinged_at = now
+            self._send(Ping(query=0))
+        hung = now - self._heard_at >= HUNG_SECONDS
+        self._heard_at = now if hung else self._heard_at
+        return hung
+
+    def responsive(self, now: float) -> bool:
+        """Whether the writer has been heard lately (for the systemd watchdog)."""
+        return now - self._heard_at < SILENT_SECONDS
+
+    def close(self) -> None:
+        """Commit, drain the outbox, write the summary, exit."""
+        self._send(Close())
+
+    @property
+    def settled(self) -> bool:
+        """Whether everything sent is durable."""
+        return not self._facts

@@ -1,0 +1,1 @@
+"""The watched folder: from file events to files that are ready."""

@@ -1,0 +1,1 @@
+"""What the hub reports, and what it sees of its host."""

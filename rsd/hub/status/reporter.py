@@ -1,0 +1,178 @@
+"""What the hub tells the outside: live.json, systemd's status line, progress bars, host samples."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from rsd.hub.brain.brain import Brain
+from rsd.hub.brain.events import Ended
+from rsd.hub.children.writer_client import Scribe
+from rsd.hub.status import host, systemd, throttle
+from rsd.hub.status.document import RECENT_SCORES, Gauge, document
+from rsd.names import display_path
+from rsd.settings.fields import Settings
+from rsd.system import logs, processes, runtime_dir
+from rsd.system.files import write_atomically
+
+log = logging.getLogger("rsd")
+
+#: Seconds between two writings of live.json, and between two looks at the host.
+LIVE_SECONDS, HOST_SECONDS = 2.0, 2.0
+
+Progress = Callable[[dict[str, Any]], None]
+
+
+class Reporter:
+    """Publishes; `host_seen(level, facts)` is called on the throttle thread."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        state: Path,
+        *,
+        once: bool,
+        on_progress: Progress | None,
+        host_seen: Callable[[str, dict[str, Any]], None],
+    ) -> None:
+        self.settings = settings
+        self.state = state
+        self.notifier = systemd.Notifier()
+        self.throttle = throttle.Throttle(settings.throttle)
+        self.host: dict[str, Any] = {}
+        self.refused = ""  #: why the last reload was, "" when it was not
+        self._once = once
+        self._on_progress = on_progress
+        self._host_seen = host_seen
+        self._gauge = Gauge()
+        self._recent: deque[dict[str, Any]] = deque(maxlen=RECENT_SCORES)
+        self._started_wall, self._started = time.time(), time.monotonic()
+        self._next_live = self._next_feed = 0.0
+        self._elsewhere: Path | None = None  # where the last document is, if not in the state
+        self._stop = threading.Event()
+
+    def start(self) -> None:
+        """Begin to look at the host."""
+        threading.Thread(target=self._sample_host, name="throttle", daemon=True).start()
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._stop.set()
+        self.take_back()
+
+    def follow(self, settings: Settings) -> None:
+        """Other settings from now on."""
+        self.settings = settings
+        self.throttle = throttle.Throttle(settings.throttle)
+
+    def ended(self, ended: Ended) -> None:
+        """An image came to its end."""
+        name = display_path(ended.path)
+        if ended.score is None:
+            log.warning("%s: %s (%s)", name, ended.status, ended.reason)
+        else:
+            log.info("%s: %s quality, best score %.1f", name, ended.status, ended.score)
+            self._recent.append({"image": name, "score": ended.score, "quality": ended.status})
+
+    def tick(
+        self,
+        brain: Brain,
+        scribe: Scribe,
+        watch: dict[str, Any],
+        children: list[dict[str, Any]],
+        now: float,
+    ) -> None:
+        """Publish and feed the systemd watchdog when it is time; `now` is monotonic."""
+        if now >= self._next_live:
+            self._next_live = now + LIVE_SECONDS
+            self.publish(brain, scribe, watch, children, now)
+        feed = self.notifier.watchdog_seconds
+        if feed and now >= self._next_feed and scribe.responsive(now):
+            self._next_feed = now + feed / 3
+            self.notifier.watchdog()
+
+    def publish(
+        self,
+        brain: Brain,
+        scribe: Scribe,
+        watch: dict[str, Any],
+        children: list[dict[str, Any]],
+        now: float,
+    ) -> None:
+        """Write the status document and say it in one line to systemd."""
+        self._gauge.note(now, scribe.stats)
+        published = document(
+            brain=brain,
+            stats=scribe.stats,
+            prices=self.settings.prices,
+            gauge=self._gauge,
+            now=now,
+            identity={
+                "pid": os.getpid(),
+                "created": processes.process_identity(os.getpid()),
+                "written": time.time(),
+                "written_monotonic": now,
+                "started": self._started_wall,
+                "uptime_seconds": round(now - self._started, 1),
+                "image_dir": str(Path(self.settings.image_dir).resolve()),
+                "output_dir": str(Path(self.settings.output_dir).resolve()),
+                "state_dir": str(self.state),
+                "once": self._once,
+            },
+            host=self.host,
+            watch=watch,
+            blocked=scribe.blocked,
+            log_refused=logs.refused(),
+            refused=self.refused,
+            children=children,
+            recent=list(self._recent),
+        )
+        self._leave(msgspec.json.encode(published))
+        images = published["images"]
+        done = images["high_quality"] + images["low_quality"]
+        self.notifier.status(
+            f"{published['health']}: {done} done, {images['queued'] + images['active']} to do, "
+            f"{images['failed']} failed" + "".join(f"; {r}" for r in published["reasons"][:1])
+        )
+        if self._on_progress is not None:
+            self._on_progress(published)
+
+    def _leave(self, data: bytes) -> None:
+        """In the state directory; where the pointer is, as long as that directory is full."""
+        try:
+            write_atomically(self.state / "live.json", data, durable=False)
+        except OSError as e:
+            log.debug("live.json: %s", e)
+            self._elsewhere = runtime_dir.write_status(str(self.state), data)
+        else:
+            self.take_back()
+
+    def take_back(self) -> None:
+        """Remove the status document that lies elsewhere."""
+        runtime_dir.remove_pointer(self._elsewhere)
+        self._elsewhere = None
+
+    def _sample_host(self) -> None:
+        """The throttle thread: it looks; the level's hysteresis is in `host.Throttle`."""
+        paths = [Path(self.settings.output_dir), self.state]
+        host.prime()
+        wait = 0.0  # the first look at once: a host that is full already must not be filled more
+        while not self._stop.wait(wait):
+            wait = HOST_SECONDS
+            sample = host.sample(paths)
+            level, reason = self.throttle.level(sample, time.monotonic())
+            facts = {
+                "reason": reason,
+                "cpu_percent": sample.cpu_percent,
+                "memory_percent": sample.memory_percent,
+                "disk_free_bytes": sample.disk_free_bytes,
+            }
+            self._host_seen(level, facts)

@@ -1,0 +1,1 @@
+"""What travels between processes and reaches the disk: nouns, facts, messages."""

@@ -1,0 +1,191 @@
+"""Facts: what has happened for good. Numbered by the hub, committed by the writer, idempotent.
+
+Paths are raw bytes relative to the image folder, because file names need not be UTF-8 (JSON carries
+them as base64).
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from rsd.protocol.vocabulary import (
+    Arm,
+    CallError,
+    Candidate,
+    Grade,
+    ImageId,
+    ImageInfo,
+    Profile,
+    Recipe,
+)
+
+
+class ConfigStored(Struct, frozen=True, kw_only=True, tag_field="kind", tag="config"):
+    """A recipe that images refer to by fingerprint."""
+
+    recipe: Recipe
+
+
+class ProfileLearned(Struct, frozen=True, kw_only=True, tag_field="kind", tag="profile"):
+    """An endpoint's way of being asked, kept over restarts."""
+
+    endpoint: str
+    model: str
+    profile: Profile
+
+
+class ImageEnrolled(Struct, frozen=True, kw_only=True, tag_field="kind", tag="enrolled"):
+    """A settled file was seen. New path: queued; unchanged: nothing; else: checked again."""
+
+    path: bytes
+    size: int
+    mtime_ns: int
+    time: float
+
+
+class ImageGone(Struct, frozen=True, kw_only=True, tag_field="kind", tag="gone"):
+    """The file left the folder: an undecided image is withdrawn, a decided one keeps its result."""
+
+    path: bytes
+    time: float
+
+
+class ImageChecked(Struct, frozen=True, kw_only=True, tag_field="kind", tag="checked"):
+    """A changed file turned out to hold the bytes already known (a touch)."""
+
+    image: ImageId
+    queue_seq: int
+
+
+class ImageStarted(Struct, frozen=True, kw_only=True, tag_field="kind", tag="started"):
+    """The picture is verified and becomes active, as a new version if its bytes are new."""
+
+    image: ImageId
+    queued_as: ImageId  #: differs from `image` when the bytes at the path are a new version
+    queue_seq: int
+    path: bytes
+    version: int
+    info: ImageInfo
+    config: str
+    time: float
+
+
+class PlannedSample(Struct, frozen=True, kw_only=True):
+    """One draw that a step asks for."""
+
+    index: int
+    arm: Arm
+    seed: int
+    explore: bool = False
+
+
+class StepChosen(Struct, frozen=True, kw_only=True, tag_field="kind", tag="step"):
+    """A sampling decision, durable before its leases go out, so that a restart replays it."""
+
+    image: ImageId
+    round: int
+    samples: tuple[PlannedSample, ...] = ()
+    regrade: tuple[int, ...] = ()
+
+
+class CandidateMade(Struct, frozen=True, kw_only=True, tag_field="kind", tag="candidate"):
+    """An answer was generated."""
+
+    image: ImageId
+    candidate: Candidate
+
+
+class CandidateGraded(Struct, frozen=True, kw_only=True, tag_field="kind", tag="grade_fact"):
+    """An answer was scored."""
+
+    image: ImageId
+    grade: Grade
+
+
+class SampleFailed(Struct, frozen=True, kw_only=True, tag_field="kind", tag="sample_failed"):
+    """A draw has no answer and will not be asked again."""
+
+    image: ImageId
+    index: int
+    error: CallError
+    time: float
+
+
+class GradingFailed(Struct, frozen=True, kw_only=True, tag_field="kind", tag="grading_failed"):
+    """A candidate stays `ungraded` for this grade number: an error never becomes a score."""
+
+    image: ImageId
+    index: int
+    number: int
+    error: CallError
+    time: float
+
+
+class ImageDecided(Struct, frozen=True, kw_only=True, tag_field="kind", tag="decided"):
+    """The winner is known. Applies only if `decision` is the stored number plus one."""
+
+    image: ImageId
+    decision: int
+    winner: int
+    score: float
+    expected_score: float
+    quality: str  #: `high` or `low`
+    reason: str  #: why sampling stopped
+    time: float
+
+
+class ImageSetAside(Struct, frozen=True, kw_only=True, tag_field="kind", tag="set_aside"):
+    """The image ends without a result: `failed` (with its reason), `duplicate` or `withdrawn`."""
+
+    image: ImageId
+    status: str
+    reason: str
+    message: str = ""
+    of: ImageId = ""  #: the original, for a duplicate
+    info: ImageInfo | None = None
+    sha256: str = ""  #: of the source bytes, as far as they could be read
+    queue_seq: int | None = None  #: its backlog row, when it was not started
+    queued_as: ImageId = ""  #: the id it was queued under, when its bytes are a new version
+    path: bytes = b""
+    version: int = 0
+    time: float
+
+
+class DecodeCrashed(Struct, frozen=True, kw_only=True, tag_field="kind", tag="decode_crashed"):
+    """A worker died while Pillow was at this picture."""
+
+    image: ImageId
+
+
+class ImageRetried(Struct, frozen=True, kw_only=True, tag_field="kind", tag="retried"):
+    """A person asked for the image again; `fresh` adds a round to what was drawn before."""
+
+    image: ImageId
+    fresh: bool
+    time: float
+
+
+Fact = (
+    ConfigStored
+    | ProfileLearned
+    | ImageEnrolled
+    | ImageGone
+    | ImageChecked
+    | ImageStarted
+    | StepChosen
+    | CandidateMade
+    | CandidateGraded
+    | SampleFailed
+    | GradingFailed
+    | ImageDecided
+    | ImageSetAside
+    | DecodeCrashed
+    | ImageRetried
+)
+
+
+class Numbered(Struct, frozen=True, kw_only=True, tag_field="kind", tag="fact"):
+    """A fact on its way to the writer; numbers are consecutive within one life of the hub."""
+
+    seq: int
+    fact: Fact

@@ -1,0 +1,275 @@
+"""Everything that crosses a process: tasks and replies of the workers, talk with the writer.
+
+Messages are frozen structs, tagged by `kind`, encoded as JSON. What the writer keeps for ever is
+in `facts.py`, what both are made of in `vocabulary.py`. Paths are raw bytes relative to the image
+folder, because file names need not be UTF-8 (JSON carries them as base64).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+from rsd.protocol.vocabulary import (
+    Allowance,
+    CallError,
+    ImageId,
+    ImageInfo,
+    Profile,
+    SamplingParams,
+    Usage,
+)
+
+#: Unique within one life of the hub.
+LeaseId = int
+
+# ------------------------------------------------------------- tasks: from the hub to a worker
+
+
+class Endpoint(Struct, frozen=True, kw_only=True):
+    """One model server, as a worker needs to know it. Holds the key: never log, never store."""
+
+    url: str  #: base URL, up to and with `/v1`
+    key: str
+    timeout: float  #: seconds for a whole call
+    ca_file: str = ""
+
+    def __repr__(self) -> str:
+        return f"Endpoint({self.url!r})"
+
+
+class Configure(Struct, frozen=True, kw_only=True, tag_field="kind", tag="configure"):
+    """First message to every worker, and again after a reload."""
+
+    endpoints: tuple[Endpoint, ...]
+    image_dir: bytes
+    spool_dir: str
+    max_pixels: int
+    max_file_bytes: int
+    min_side: int
+    max_aspect: float
+    background: str  #: `auto`, `white` or `black`, for transparent pictures
+    pictures: str = "data"  #: how they are sent: `data`, `uuid` or `file`
+    decode_bytes: int = 0  #: memory that one decoding may take, 0 for no limit
+    log_level: str = "INFO"
+
+
+class Prepare(Struct, frozen=True, kw_only=True, tag_field="kind", tag="prepare"):
+    """Verify, hash and orient a picture, and write the exact bytes to send into the spool."""
+
+    image: ImageId
+    path: bytes
+
+
+class Generate(Struct, frozen=True, kw_only=True, tag_field="kind", tag="generate"):
+    """One chat completion; `n = len(samples)`, sample k carrying `seed + k`."""
+
+    image: ImageId
+    sha256: str  #: names the spool file
+    samples: tuple[int, ...]  #: consecutive candidate indices
+    round: int
+    prompt_key: str
+    prompt: str
+    params: SamplingParams
+    seed: int  #: of the first sample
+    max_tokens: int
+    endpoint: str
+    model: str
+    profile: Profile
+    reduced: bool = False  #: send the picture at half its size: the whole was too big
+
+
+class Answer(Struct, frozen=True, kw_only=True):
+    """A candidate as the grader gets it: neither prompt name nor parameters."""
+
+    index: int
+    number: int  #: which grade of this candidate is asked for
+    content: str
+
+
+class Judge(Struct, frozen=True, kw_only=True, tag_field="kind", tag="judge"):
+    """Score one answer, or several in one call when the template is listwise."""
+
+    image: ImageId
+    sha256: str
+    round: int
+    template: str
+    answers: tuple[Answer, ...]
+    endpoint: str
+    model: str
+    profile: Profile
+    max_tokens: int
+    reasoning_effort: str = ""
+    reduced: bool = False
+    shuffle_seed: str = ""  #: order of a listwise call, from (sha256, round, first index, number)
+
+
+class Probe(Struct, frozen=True, kw_only=True, tag_field="kind", tag="probe"):
+    """Is an endpoint of use? Its models, then one tiny completion without a picture; optionally
+    also whether sampling parameters take effect.
+    """
+
+    endpoint: str
+    model: str  #: wanted model, "" = the only served one
+    sampling: bool = False  #: also the same seed twice and another seed (three tiny calls)
+    profile: Profile = Profile()
+
+
+class ReadLoad(Struct, frozen=True, kw_only=True, tag_field="kind", tag="read_load"):
+    """How full is a server by its own account? Asked aside of the calls, so as not to wait."""
+
+    endpoint: str
+
+
+Task = Prepare | Generate | Judge | Probe | ReadLoad
+
+
+class Lease(Struct, frozen=True, kw_only=True, tag_field="kind", tag="lease"):
+    """A task lent to one worker."""
+
+    lease: LeaseId
+    task: Task
+
+
+class Drop(Struct, frozen=True, kw_only=True, tag_field="kind", tag="drop"):
+    """The image is finished: forget its encoded bytes."""
+
+    sha256: str
+
+
+class GiveBack(Struct, frozen=True, kw_only=True, tag_field="kind", tag="give_back"):
+    """Nothing more is to be begun: the calls come back that no thread has taken yet."""
+
+
+ToWorker = Configure | Lease | Drop | GiveBack
+
+
+class LogLine(Struct, frozen=True, kw_only=True, tag_field="kind", tag="log"):
+    """A log record of a child; the hub alone writes stderr and the log file."""
+
+    level: int
+    logger: str
+    text: str
+
+
+class WorkerReady(Struct, frozen=True, kw_only=True, tag_field="kind", tag="ready"):
+    """The worker has its configuration and takes leases."""
+
+    pid: int
+
+
+class Decoding(Struct, frozen=True, kw_only=True, tag_field="kind", tag="decoding"):
+    """Pillow is about to touch this picture; a death before the reply is the picture's fault."""
+
+    lease: LeaseId
+    image: ImageId
+
+
+class Prepared(Struct, frozen=True, kw_only=True, tag_field="kind", tag="prepared"):
+    """The picture is in the spool."""
+
+    lease: LeaseId
+    image: ImageId
+    info: ImageInfo
+
+
+class Completion(Struct, frozen=True, kw_only=True):
+    """One choice of a chat completion."""
+
+    content: str
+    finish_reason: str
+    refusal: str = ""
+
+
+class Generated(Struct, frozen=True, kw_only=True, tag_field="kind", tag="generated"):
+    """The answers of one call, in the order of its samples; there may be fewer than asked."""
+
+    lease: LeaseId
+    completions: tuple[Completion, ...]
+    usage: Usage  #: of the whole call
+    seconds: float
+    model: str  #: as the server names it
+    timestamp: float
+    allowances: tuple[Allowance, ...] = ()
+
+
+class Judgement(Struct, frozen=True, kw_only=True):
+    """One score out of a grading call."""
+
+    index: int
+    number: int
+    score: float
+    explanation: str
+
+
+class Graded(Struct, frozen=True, kw_only=True, tag_field="kind", tag="graded"):
+    """The scores of one call; answers of the task that are missing here were unparsable."""
+
+    lease: LeaseId
+    judgements: tuple[Judgement, ...]
+    usage: Usage
+    seconds: float
+    model: str
+    timestamp: float
+    allowances: tuple[Allowance, ...] = ()
+
+
+class Probed(Struct, frozen=True, kw_only=True, tag_field="kind", tag="probed"):
+    """An endpoint answered."""
+
+    lease: LeaseId
+    model: str  #: the model to ask for
+    models: tuple[str, ...]
+    max_model_len: int | None = None
+    warning: str = ""  #: e.g. that seeds take no effect
+
+
+class LoadRead(Struct, frozen=True, kw_only=True, tag_field="kind", tag="load_read"):
+    """vLLM's gauges `num_requests_running` and `num_requests_waiting`, all engines together."""
+
+    lease: LeaseId
+    running: float
+    waiting: float
+
+
+class Failed(Struct, frozen=True, kw_only=True, tag_field="kind", tag="failed"):
+    """The task ended with a classified error."""
+
+    lease: LeaseId
+    error: CallError
+    seconds: float = 0.0
+    usage: Usage = Usage()  #: a truncated or unparsable answer is paid for all the same
+
+
+class GivenBack(Struct, frozen=True, kw_only=True, tag_field="kind", tag="given_back"):
+    """The answer to GiveBack: these calls were not begun."""
+
+    leases: tuple[LeaseId, ...]
+
+
+class Crashed(Struct, frozen=True, kw_only=True, tag_field="kind", tag="crashed"):
+    """A bug in a worker, met while it held this lease; the worker goes on."""
+
+    lease: LeaseId | None
+    traceback: str
+
+
+FromWorker = (
+    LogLine
+    | WorkerReady
+    | Decoding
+    | Prepared
+    | Generated
+    | Graded
+    | Probed
+    | LoadRead
+    | Failed
+    | GivenBack
+    | Crashed
+)
+
+to_worker_decoder: Final = msgspec.json.Decoder(ToWorker)
+from_worker_decoder: Final = msgspec.json.Decoder(FromWorker)
+encode: Final = msgspec.json.encode

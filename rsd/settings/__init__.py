@@ -1,0 +1,1 @@
+"""Settings: their types, how they are read and validated, the words about them."""

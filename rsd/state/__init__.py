@@ -1,0 +1,1 @@
+"""What is stored, for all who read it: LMDB, records, result documents."""

@@ -1,0 +1,261 @@
+"""What result files and summary.json hold. Pure: records in, documents out."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from rsd.names import display_path
+from rsd.protocol.vocabulary import Candidate, Grade, Stats, SummaryConfig, Usage
+from rsd.state.records import HIGH, ImageRecord, Tally
+from rsd.state.view import ImageView
+
+
+def formatted(timestamp: float) -> str:
+    """Unix seconds as local time, in the reference system's form."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(timestamp))
+
+
+def shown_path(image_dir: str, path: bytes) -> str:
+    """The absolute path of an image as text; odd bytes are escaped."""
+    whole = os.fsencode(Path(image_dir)) + b"/" + path
+    try:
+        return whole.decode()
+    except UnicodeDecodeError:
+        return display_path(whole)
+
+
+def image_info(record: ImageRecord, image_dir: str) -> dict[str, Any]:
+    """`image_info` of a result: as far as the picture could be read."""
+    info = record.info
+    path = shown_path(image_dir, record.path)
+    return {
+        "path": path,
+        "filename": path.rpartition("/")[2],
+        "sha256": record.sha256,
+        "width": info.width if info else None,
+        "height": info.height if info else None,
+        "format": info.format if info else None,
+        "bytes": info.bytes if info else None,
+    }
+
+
+def result_document(view: ImageView, image_dir: str) -> dict[str, Any]:
+    """A decided image. `all_candidates` holds graded candidates only: an error is never a score."""
+    record = view.record
+    recipe = view.recipes.get(record.config)
+    entries = [
+        _candidate(view, made, view.grades[made.index], winner=made.index == record.winner)
+        for made in view.candidates
+        if made.index in view.grades
+    ]
+    best = next((e for e in entries if e["is_best"]), None)
+    return {
+        "schema": "rsd.result/1",
+        "id": record.image,
+        "image_info": image_info(record, image_dir),
+        "best_result": best,
+        "all_candidates": entries,
+        "quality": "high" if record.filed == HIGH else "low",
+        "score_threshold": recipe.score_threshold if recipe else None,
+        "expected_score": record.expected_score,
+        "stop_reason": record.stop_reason,
+        "decision": record.decision,
+        "config": record.config,
+        "ungraded_candidates": len(view.candidates) - len(entries),
+        "failed_candidates": len(view.sample_failures),
+        "timestamp": record.ended_at,
+        "formatted_time": formatted(record.ended_at),
+    }
+
+
+def _candidate(
+    view: ImageView, made: Candidate, grades: list[Grade], *, winner: bool
+) -> dict[str, Any]:
+    recipe = view.recipes.get(made.config)
+    params = msgspec.structs.asdict(made.params)
+    return {
+        "index": made.index,
+        "prompt_key": made.prompt_key,
+        "prompt_text": recipe.prompts.get(made.prompt_key, "") if recipe else "",
+        "params": {**params, "seed": made.seed},
+        "content": made.content,
+        "finish_reason": made.finish_reason,
+        "score": sum(g.score for g in grades) / len(grades),
+        "score_explanation": grades[0].explanation,
+        "is_best": winner,
+        "generation_time": made.generation_time,
+        "grading_time": sum(g.grading_time for g in grades),
+        "usage": _usage(made.usage, [g.usage for g in grades]),
+        "model": made.model,
+        "endpoint": made.endpoint,
+        "grades": [
+            {
+                "number": g.number,
+                "score": g.score,
+                "explanation": g.explanation,
+                "grading_time": g.grading_time,
+                "model": g.model,
+                "endpoint": g.endpoint,
+                "timestamp": g.timestamp,
+            }
+            for g in grades
+        ],
+        "timestamp": made.timestamp,
+        "formatted_time": formatted(made.timestamp),
+    }
+
+
+def _usage(generation: Usage, grading: list[Usage]) -> dict[str, int]:
+    return {
+        "prompt_tokens": generation.input_tokens,
+        "completion_tokens": generation.output_tokens,
+        "grading_prompt_tokens": sum(u.input_tokens for u in grading),
+        "grading_completion_tokens": sum(u.output_tokens for u in grading),
+    }
+
+
+def failed_document(view: ImageView, image_dir: str) -> dict[str, Any]:
+    """Why an image has no result."""
+    record = view.record
+    return {
+        "schema": "rsd.failed/1",
+        "id": record.image,
+        "image_info": image_info(record, image_dir),
+        "reason": record.reason,
+        "message": record.message,
+        "starts": record.starts,
+        "crashes": record.crashes,
+        "candidates": len(view.candidates),
+        "errors": [
+            {"index": index, **_error(failure.error)}
+            for index, failure in view.sample_failures.items()
+        ]
+        + [
+            {"index": index, "grade": number, **_error(failure.error)}
+            for (index, number), failure in view.grade_failures.items()
+        ],
+        "timestamp": record.ended_at,
+        "formatted_time": formatted(record.ended_at),
+    }
+
+
+def _error(error: Any) -> dict[str, Any]:
+    return {"class": error.error.value, "reason": error.reason, "message": error.message}
+
+
+def summary_document(
+    stats: Stats, tallies: dict[str, Tally], config: SummaryConfig, now: float, started: float
+) -> dict[str, Any]:
+    """`summary.json`. `now`: Unix seconds; `started`: Unix seconds of the first image seen."""
+    processed = stats.high_quality + stats.low_quality
+    elapsed = max(0.0, now - started) if started else 0.0
+    tokens = {
+        "generator_input": stats.generator_input_tokens,
+        "generator_output": stats.generator_output_tokens,
+        "grader_input": stats.grader_input_tokens,
+        "grader_output": stats.grader_output_tokens,
+    }
+    cost = _cost(tokens, config)
+    accepted = stats.high_quality or None
+    return {
+        "schema": "rsd.summary/1",
+        "stats": {
+            "total_samples": stats.seen,
+            "processed_samples": processed,
+            "high_quality_count": stats.high_quality,
+            "low_quality_count": stats.low_quality,
+            "failed_count": stats.failed,
+            "duplicate_count": stats.duplicate,
+            "withdrawn_count": stats.withdrawn,
+            "queued_count": stats.queued + stats.active,
+            "total_generation_time": round(stats.generation_time, 3),
+            "total_grading_time": round(stats.grading_time, 3),
+            "total_time": round(elapsed, 3),
+            "average_generation_time": _ratio(stats.generation_time, stats.generated),
+            "average_grading_time": _ratio(stats.grading_time, stats.grades),
+            "samples_per_second": _ratio(processed, elapsed),
+            "high_quality_percentage": round(100 * stats.high_quality / processed, 2)
+            if processed
+            else 0.0,
+        },
+        "config": {
+            "prompt_keys": list(config.prompt_keys),
+            "score_threshold": config.score_threshold,
+            "temperature_range": list(config.temperature_range),
+            "top_p_range": list(config.top_p_range),
+            "top_k_range": list(config.top_k_range),
+        },
+        "candidates": {
+            "generated": stats.generated,
+            "graded": stats.graded,
+            "ungraded": stats.generated - stats.graded,
+            "failed": stats.sample_failures,
+            "grades": stats.grades,
+        },
+        "score_distribution": {
+            "candidates": _buckets(tallies, "score"),
+            "best": _buckets(tallies, "best"),
+        },
+        "per_prompt": _levels(tallies, "prompt"),
+        "per_temperature": _levels(tallies, "temperature"),
+        "per_top_p": _levels(tallies, "top_p"),
+        "per_top_k": _levels(tallies, "top_k"),
+        "throughput": {
+            "images_per_hour": _ratio(3600 * processed, elapsed),
+            "candidates_per_hour": _ratio(3600 * stats.generated, elapsed),
+        },
+        "tokens": tokens,
+        "tokens_per_accepted": round(sum(tokens.values()) / accepted, 1) if accepted else None,
+        "cost": cost,
+        "cost_per_accepted": round(cost / accepted, 6) if cost is not None and accepted else None,
+        "failures": {
+            "images": _reasons(tallies, "failed"),
+            "candidates": _reasons(tallies, "sample_failure"),
+            "grades": _reasons(tallies, "grading_failure"),
+        },
+        "timestamp": now,
+        "formatted_time": formatted(now),
+    }
+
+
+def _cost(tokens: dict[str, int], config: SummaryConfig) -> float | None:
+    prices = {name: getattr(config, f"price_{name}") for name in tokens}
+    if all(price is None for price in prices.values()):
+        return None
+    return round(sum(tokens[n] * (prices[n] or 0.0) for n in tokens) / 1e6, 6)
+
+
+def _ratio(value: float, by: float) -> float:
+    return round(value / by, 4) if by else 0.0
+
+
+def _rows(tallies: dict[str, Tally], kind: str) -> dict[str, Tally]:
+    start = f"{kind}:"
+    return {n[len(start) :]: t for n, t in tallies.items() if n.startswith(start)}
+
+
+def _levels(tallies: dict[str, Tally], kind: str) -> dict[str, Any]:
+    return {
+        name: {
+            "generated": t.generated,
+            "graded": t.graded,
+            "mean_score": round(t.score_sum / t.graded, 3) if t.graded else None,
+            "wins": t.wins,
+            "accepted": t.accepted,
+        }
+        for name, t in sorted(_rows(tallies, kind).items())
+    }
+
+
+def _buckets(tallies: dict[str, Tally], kind: str) -> dict[str, int]:
+    rows = _rows(tallies, kind)
+    return {name: rows[name].count for name in sorted(rows, key=int)}
+
+
+def _reasons(tallies: dict[str, Tally], kind: str) -> dict[str, int]:
+    return {name: t.count for name, t in sorted(_rows(tallies, kind).items())}

@@ -1,0 +1,1 @@
+"""Which candidates are made, and when an image is finished. Pure."""

@@ -1,0 +1,1 @@
+"""One call to a model server, and the class of its error."""

@@ -1,0 +1,1 @@
+"""The question to the grader, and its answer read as a score."""

@@ -1,0 +1,53 @@
+"""Pictures prepared: verified and written into the spool. Generators only."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+from rsd.errors import ErrorClass
+from rsd.protocol.tasks import Decoding, LeaseId, Prepare, Prepared
+from rsd.protocol.vocabulary import SPOOL_REFUSED, CallError
+from rsd.system.failpoints import failpoint
+from rsd.workers import images
+from rsd.workers.api.replies import CallFailed
+from rsd.workers.worker import SHORT_OF_MEMORY, Worker
+
+
+def prepare(worker: Worker, lease: LeaseId, task: Prepare) -> Prepared:
+    """Verify a picture and write what is sent of it into the spool. Raises images.BadImage, and
+    CallFailed when the disk refuses.
+    """
+    configuration = worker.configuration
+    assert configuration is not None
+
+    def announce() -> None:
+        """Before Pillow touches the bytes: a death from here on is held against the picture."""
+        worker.mailbox.reply(Decoding(lease=lease, image=task.image))
+        failpoint("generator.decoding", signal.SIGSEGV)
+
+    limits = images.Limits(
+        max_pixels=configuration.max_pixels,
+        max_file_bytes=configuration.max_file_bytes,
+        min_side=configuration.min_side,
+        max_aspect=configuration.max_aspect,
+        background=configuration.background,
+    )
+    spool, roomy = Path(configuration.spool_dir), worker.roomy
+    try:
+        info = images.prepare(
+            configuration.image_dir,
+            task.path,
+            spool,
+            limits,
+            announce,
+            plain=configuration.pictures == "file",
+        )
+    except images.SpoolRefused as e:
+        refused = CallError(error=ErrorClass.TRANSIENT, message=str(e), reason=SPOOL_REFUSED)
+        raise CallFailed(refused) from None
+    except images.BadImage as e:
+        if e.error.reason == images.TOO_MUCH_MEMORY and not roomy:
+            raise CallFailed(SHORT_OF_MEMORY) from None  # the calls had taken it
+        raise
+    return Prepared(lease=lease, image=task.image, info=info)
