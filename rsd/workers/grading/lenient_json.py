@@ -17,82 +17,67 @@ BRACES_MAX: Final = 100
 DEPTH_MAX: Final = 32
 
 
-class _Twice(ValueError):
-    """A key that is given twice with different values."""
-
-
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Raises ValueError where a key is given twice with different values."""
     data: dict[str, Any] = {}
     for key, value in pairs:
         if key in data and (data[key] != value or type(data[key]) is not type(value)):
-            raise _Twice(key)
+            raise ValueError(key)
         data[key] = value
     return data
 
 
-def _no_number(name: str) -> Any:
-    raise ValueError(name)
-
-
-_DECODER: Final = json.JSONDecoder(
-    object_pairs_hook=_pairs, parse_constant=_no_number, strict=False
-)
+#: `NaN` and its kin become words: they are no numbers here.
+_DECODER: Final = json.JSONDecoder(object_pairs_hook=_pairs, parse_constant=str, strict=False)
 _SPACE: Final = re.compile(r"(?:\s++|//[^\n]*+|#[^\n]*+|/\*(?:[^*]|\*(?!/))*+\*/)*+")
 _STRING: Final = re.compile(r"'((?:[^'\\]|\\.)*+)'|\"((?:[^\"\\]|\\.)*+)\"", re.DOTALL)
 _NAME: Final = re.compile(r"[^\W\d]\w{0,40}+(?=\s*+:)")
 _BARE: Final = re.compile(r"[^\s,:{}\[\]\"'#/]++(?:/\d++)?+")
-_WORDS: Final = {"true": True, "false": False, "null": None}
 
 
 def whole(text: str) -> Any:
     """The whole text as one object or list; None when it is none."""
-    if text[:1] not in ("{", "["):
-        return None
-    try:
-        return _DECODER.decode(text)
-    except (ValueError, RecursionError):
-        pass
-    try:
-        value, end = _value(text, 0, 0)
-    except ValueError:
-        return None
-    return value if _SPACE.fullmatch(text, end) else None
+    read = _document_at(text, 0) if text[:1] in ("{", "[") else None
+    return read[0] if read and _SPACE.fullmatch(text, read[1]) else None
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The objects among prose with their source, the prose around them, and what follows them."""
+    """The documents of a text, the prose around them, and what follows them."""
 
-    objects: list[tuple[Any, str]]
-    prose: str
-    tail: str
+    objects: list[Any]
+    prose: str = ""
+    tail: str = ""
 
 
-def among_prose(text: str, *, parts: bool = False) -> Found:
-    """The objects in a text.
+def objects(text: str) -> Found:
+    """The whole text as one document, or the objects among its prose.
 
-    A brace that opens something with a quoted key, but no complete object, ends the search unless
-    `parts`: what is inside of a broken object is a part, not an answer.
+    A brace that opens something with a quoted key, but no complete object, makes it none at all:
+    what is inside of a broken object is a part, not an answer.
     """
-    found: list[tuple[Any, str]] = []
+    document = whole(text)
+    if document is not None:
+        return Found([document])
+    found: list[Any] = []
     prose: list[str] = []
     at = look = failures = 0
     while failures < BRACES_MAX and (start := text.find("{", look)) != -1:
-        read = _object_at(text, start)
+        read = _document_at(text, start)
         if read is None:
-            if not parts and re.match(r"\{\s*[\"']", text[start : start + 200]):
-                break
+            if re.match(r"\{\s*[\"']", text[start : start + 200]):
+                return Found([], text, text)
             failures += 1
             look = start + 1
             continue
         prose.append(text[at:start])
-        found.append((read[0], text[start : read[1]]))
+        found.append(read[0])
         at = look = read[1]
     prose.append(text[at:])
     return Found(found, "\n".join(prose), prose[-1])
 
 
-def _object_at(text: str, start: int) -> tuple[Any, int] | None:
+def _document_at(text: str, start: int) -> tuple[Any, int] | None:
     try:
         return _DECODER.raw_decode(text, start)
     except (ValueError, RecursionError):
@@ -116,7 +101,10 @@ def _value(text: str, at: int, depth: int) -> tuple[Any, int]:
     bare = _BARE.match(text, at)
     if bare is None:
         raise ValueError("no value")
-    return _scalar(bare.group()), bare.end()
+    try:
+        return _DECODER.decode(bare.group()), bare.end()
+    except ValueError:
+        return bare.group(), bare.end()
 
 
 def _container(text: str, at: int, depth: int, closing: str) -> tuple[Any, int]:
@@ -160,23 +148,8 @@ def _past_space(text: str, at: int) -> int:
 
 def _unescaped(match: re.Match[str]) -> str:
     single, double = match.groups()
-    body = (
-        double
-        if single is None
-        else re.sub(r"\\'|\"", lambda m: '\\"' if m[0] == '"' else "'", single)
-    )
+    body = double if single is None else single.replace("\\'", "'").replace('"', '\\"')
     try:
         return str(json.loads(f'"{body}"', strict=False))
     except ValueError:
         return body
-
-
-def _scalar(word: str) -> Any:
-    """A word without quotes: strict where it is a number, else the word itself."""
-    folded = word.casefold()
-    if folded in _WORDS or folded == "none":
-        return _WORDS.get(folded)
-    try:
-        return _DECODER.decode(word)
-    except ValueError:
-        return word
