@@ -21,9 +21,18 @@ from rsd.commands.status import document_of
 from rsd.errors import ErrorClass, StateError, UserError
 from rsd.hub.folder.stable import is_candidate, is_open_folder
 from rsd.hub.policy import configure_of, policy_of
-from rsd.protocol.dialects import adapt, initial_profile
-from rsd.protocol.tasks import Answer, Configure, Generate, Generated, Graded, Judge, Probe, Probed
-from rsd.protocol.vocabulary import ImageInfo, Profile, Recipe, SamplingParams, Usage
+from rsd.protocol.dialects import adapt, initial_dialect
+from rsd.protocol.tasks import (
+    Answer,
+    Configure,
+    Generate,
+    Generated,
+    GradeCandidates,
+    Graded,
+    Probe,
+    Probed,
+)
+from rsd.protocol.vocabulary import ImageInfo, Recipe, RequestDialect, SamplingParams, Usage
 from rsd.settings.fields import Settings, state_dir
 from rsd.simulator.server import samples_folder
 from rsd.state.store import refuse_network
@@ -34,7 +43,7 @@ from rsd.workers.api.replies import CallFailed
 from rsd.workers.pictures import Pictures
 from rsd.workers.probes import probe
 
-#: Adaptations of a request's profile that are tried before giving up.
+#: Adaptations of a request's dialect that are tried before giving up.
 ADAPTATIONS = 6
 
 
@@ -172,10 +181,10 @@ class Trial:
         configuration = configure_of(self.settings, role)
         me: Any = _Here(configuration, self.pictures, self.spool)
         wanted = self.policy.models[0 if role == "generate" else 1]
-        profile = initial_profile(wanted, role)
+        dialect = initial_dialect(wanted, role)
         found: list[tuple[bool | None, str, str]] = []
         try:
-            task = Probe(endpoint=url, model=wanted, sampling=role == "generate", profile=profile)
+            task = Probe(endpoint=url, model=wanted, sampling=role == "generate", dialect=dialect)
             answer: Probed = probe(me, 1, task)
         except CallFailed as e:
             return [(False, f"{word} {url}", f"{e.error.error.value}: {e.error.message}")]
@@ -186,23 +195,23 @@ class Trial:
         if answer.warning:
             found.append((None, f"{word} sampling", answer.warning))
         try:
-            found.append((True, f"{word} call", self._call(me, role, url, answer.model, profile)))
+            found.append((True, f"{word} call", self._call(me, role, url, answer.model, dialect)))
         except CallFailed as e:
             found.append((False, f"{word} call", f"{e.error.error.value}: {e.error.message}"))
         return found
 
-    def _call(self, me: Any, role: str, url: str, model: str, profile: Profile) -> str:
+    def _call(self, me: Any, role: str, url: str, model: str, dialect: RequestDialect) -> str:
         for _ in range(ADAPTATIONS):
             try:
-                return self._once(me, role, url, model, profile)
+                return self._once(me, role, url, model, dialect)
             except CallFailed as e:
-                adapted = adapt(profile, e.error)
+                adapted = adapt(dialect, e.error)
                 if e.error.error is not ErrorClass.UNSUPPORTED or adapted is None:
                     raise
-                profile = adapted
-        return self._once(me, role, url, model, profile)
+                dialect = adapted
+        return self._once(me, role, url, model, dialect)
 
-    def _once(self, me: Any, role: str, url: str, model: str, profile: Profile) -> str:
+    def _once(self, me: Any, role: str, url: str, model: str, dialect: RequestDialect) -> str:
         assert self.info is not None
         recipe = self.recipe
         common: dict[str, Any] = {
@@ -211,7 +220,7 @@ class Trial:
             "round": 0,
             "endpoint": url,
             "model": model,
-            "profile": profile,
+            "dialect": dialect,
         }
         if role == "generate":
             name, prompt = next(iter(recipe.prompts.items()))
@@ -238,7 +247,7 @@ class Trial:
         graded: Graded = grader.judge(
             me,
             1,
-            Judge(
+            GradeCandidates(
                 template=recipe.grading_template,
                 answers=(Answer(index=0, number=0, content=self.answer),),
                 max_tokens=self.policy.grade_tokens,
@@ -247,7 +256,7 @@ class Trial:
             ),
         )
         self.spent["grade"] = graded.usage
-        score = graded.judgements[0].score
+        score = graded.grades[0].score
         return f"{_tokens(graded.usage)} in {graded.seconds:.1f} s; score {score:g}"
 
     def estimate(self, count: int) -> list[str]:

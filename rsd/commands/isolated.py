@@ -18,7 +18,7 @@ from rsd.errors import StateError, UserError
 _FOUND, _USER, _STATE = b"+", b"u", b"s"
 
 
-def shielded(work: Callable[..., bytes], state: Path, *arguments: Any) -> bytes:
+def isolated(work: Callable[..., bytes], state: Path, *arguments: Any) -> bytes:
     """What `work(state, *arguments)` returns. `work` is a function of a module.
 
     Raises its UserError or StateError, and StateError for every other end that it finds.

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from rsd.commands import flags
-from rsd.commands.isolated import shielded
+from rsd.commands.isolated import isolated
 from rsd.commands.locate import find, image_dir_of
 from rsd.commands.status import needed_states
 from rsd.errors import StateError, UserError
@@ -46,14 +46,14 @@ def main(args: argparse.Namespace) -> int:
     settings = flags.settings_for_state(args)
     image_dir = image_dir_of(state, settings.image_dir if settings else "")
     which = [name for name in ("failed", "low") if getattr(args, name)]
-    found = shielded(_wanted, state, image_dir, args.images, which)
+    found = isolated(_wanted, state, image_dir, args.images, which)
     wanted = msgspec.json.decode(found, type=list[Wanted])
     if not wanted:
         print("nothing to retry")
         return 0
     with holding(InstanceLock(state / "instance.lock")) as taken:
         if taken:
-            shielded(_apply, state, found)
+            isolated(_apply, state, found)
         else:
             _hand_over(state, wanted)
     word = "image is" if len(wanted) == 1 else "images are"

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from rsd.commands import flags
-from rsd.commands.isolated import shielded
+from rsd.commands.isolated import isolated
 from rsd.commands.locate import find, image_dir_of
 from rsd.commands.status import needed_states
 from rsd.errors import UserError
@@ -38,7 +38,7 @@ def main(args: argparse.Namespace) -> int:
     for state in needed_states(args):
         image_dir = image_dir_of(state, settings.image_dir if settings else "")
         words = Console()
-        found = shielded(
+        found = isolated(
             _told, state, args.image, image_dir, args.json, words.is_terminal, words.width
         )
         if found:
@@ -122,7 +122,11 @@ def tell(
     scores = {c["index"]: c["score"] for c in document["all_candidates"]}
     for made in seen.candidates:
         p = made.params
-        score = f"{scores[made.index]:.1f}" if made.index in scores else made.flaw or "ungraded"
+        score = (
+            f"{scores[made.index]:.1f}"
+            if made.index in scores
+            else made.rejected_because or "ungraded"
+        )
         best = "  <- best" if made.index == record.winner else ""
         out.print(
             f"\n[bold]#{made.index}[/] {escape(made.prompt_key)} T={p.temperature:g} "

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from rsd import __version__
 from rsd.commands import flags
-from rsd.commands.isolated import shielded
+from rsd.commands.isolated import isolated
 from rsd.commands.locate import last_word
 from rsd.errors import UserError
 from rsd.protocol.vocabulary import Stats
@@ -114,7 +114,7 @@ def document_of(state: Path, now: float | None = None) -> dict[str, Any]:
 
 def stats_of(state: Path) -> Stats:
     """The exact counters, from the store. Raises StateError whatever is wrong with it."""
-    return msgspec.json.decode(shielded(_stats, state), type=Stats)
+    return msgspec.json.decode(isolated(_stats, state), type=Stats)
 
 
 def _stats(state: Path) -> bytes:

@@ -9,7 +9,7 @@ from rsd.errors import UserError
 from rsd.hub.brain.events import GENERATE, GRADE, Policy
 from rsd.protocol.tasks import Configure, Endpoint
 from rsd.protocol.vocabulary import Rates, Recipe, SummaryConfig
-from rsd.protocol.writer_talk import Open, Resettle
+from rsd.protocol.writer_talk import Open, Reconfigure
 from rsd.settings.fields import Generation, Grading, Settings, state_dir
 from rsd.settings.load import PLACES
 
@@ -160,9 +160,9 @@ def summary_config_of(settings: Settings, recipe: Recipe) -> SummaryConfig:
     )
 
 
-def resettle_of(settings: Settings, recipe: Recipe) -> Resettle:
+def reconfigure_of(settings: Settings, recipe: Recipe) -> Reconfigure:
     """What a reload changes for the writer."""
-    return Resettle(
+    return Reconfigure(
         summary=summary_config_of(settings, recipe),
         checkpoint_interval=settings.checkpoint_interval,
     )

@@ -32,11 +32,11 @@ from rsd.hub.brain.events import (
     Forget,
     HostPressure,
     KillWorker,
+    Log,
     Persist,
     PolicyChanged,
     Recall,
     Replied,
-    Say,
     Started,
     Tick,
     WorkerGone,
@@ -45,8 +45,8 @@ from rsd.hub.brain.events import (
 )
 from rsd.hub.children import targets
 from rsd.hub.children.local import Child, Pool, processes
-from rsd.hub.children.workers import Crew
-from rsd.hub.children.writer_client import Scribe
+from rsd.hub.children.workers import Workers
+from rsd.hub.children.writer_client import WriterClient
 from rsd.hub.folder.folder import Folder
 from rsd.hub.inbox import RetryRequests
 from rsd.hub.policy import (
@@ -54,8 +54,8 @@ from rsd.hub.policy import (
     keys_of,
     opening_of,
     policy_of,
+    reconfigure_of,
     refuse_fixed,
-    resettle_of,
     waiting_for_restart,
 )
 from rsd.hub.status.reporter import Progress, Reporter
@@ -159,10 +159,12 @@ class Supervisor:
             gone=lambda child, life: self.events.put(("gone", child, life)),
             load=targets.load,
         )
-        self.crew = Crew(self.pool, {GENERATE: targets.generator, GRADE: targets.grader})
+        self.workers = Workers(self.pool, {GENERATE: targets.generator, GRADE: targets.grader})
         opening = opening_of(settings, recipe, state, life=os.urandom(8).hex())
         self.writer = self.pool.add("writer", "writer", targets.writer, (), from_writer_decoder)
-        self.scribe = Scribe(opening, lambda message: self.pool.put(self.writer, message))
+        self.writer_client = WriterClient(
+            opening, lambda message: self.pool.put(self.writer, message)
+        )
         self.reporter = Reporter(
             settings,
             state,
@@ -171,8 +173,8 @@ class Supervisor:
             host_seen=lambda level, facts: self.events.put(("host", level, facts)),
         )
         wake = partial(self.events.put, ("folder",))
-        self.folder = Folder(settings, self.scribe.ask, wake, once=once, samples=samples)
-        self.requests = RetryRequests(state / "requests", self.scribe.ask)
+        self.folder = Folder(settings, self.writer_client.ask, wake, once=once, samples=samples)
+        self.requests = RetryRequests(state / "requests", self.writer_client.ask)
         self._heard: list[Event] = []  # not yet told to the brain
         self._signals = 0
         self._drain_until: float | None = None
@@ -197,7 +199,7 @@ class Supervisor:
             )
         )
         try:
-            self.crew.hire(self.settings)
+            self.workers.hire(self.settings)
             self._start_writer()
             if self._drain_until is None:
                 self.reporter.start()
@@ -237,7 +239,7 @@ class Supervisor:
         match event:
             case ("said", child, life, message):
                 if child.life == life:
-                    self._said(child, message)
+                    self._on_message(child, message)
             case ("gone", child, life):
                 if child.life == life:
                     self._gone(child)
@@ -267,28 +269,28 @@ class Supervisor:
             case Assign(worker=worker, lease=lease):
                 self.pool.put(self.pool.children[worker], lease)
             case Persist(seq=seq, fact=fact):
-                self.scribe.fact(seq, fact)
+                self.writer_client.fact(seq, fact)
             case Ask(query=query):
-                self.scribe.ask(query)
+                self.writer_client.ask(query)
             case Forget(sha256=sha256):
-                self.crew.say(Drop(sha256=sha256))
+                self.workers.broadcast(Drop(sha256=sha256))
             case KillWorker(worker=worker, why=why):
                 log.error("killing %s: %s", worker, why)
                 self.pool.kill(self.pool.children[worker])
             case Recall(worker=worker):
                 self.pool.put(self.pool.children[worker], GiveBack())
-            case Say(level=level, text=text):
+            case Log(level=level, text=text):
                 log.log(logging.getLevelName(level.upper()), "%s", text)
             case Ended():
                 self.reporter.ended(action)
             case Finished():
-                self._exit = 1 if self.scribe.stats.failed else 0
+                self._exit = 1 if self.writer_client.stats.failed else 0
 
     # ------------------------------------------------------------------------------------ children
 
     def _start_writer(self) -> None:
         self._tend(time.monotonic())
-        while not self.scribe.up and self._exit is None:
+        while not self.writer_client.up and self._exit is None:
             if self.writer.fatal:
                 raise StateError("the writer process dies at its start; see the log")
             self._turn()
@@ -296,19 +298,19 @@ class Supervisor:
     def _tend(self, now: float) -> None:
         for child in self.pool.tend(now):
             if child is self.writer:
-                self.scribe.started(now)
+                self.writer_client.started(now)
             else:
                 self.pool.put(child, configure_of(self.settings, child.role))
 
-    def _said(self, child: Child, message: Any) -> None:
+    def _on_message(self, child: Child, message: Any) -> None:
         if isinstance(message, LogLine):
             logs.replay(message.level, message.logger, message.text)
             return
         if not isinstance(message, WorkerReady | WriterUp | Recovered | Pong):
             child.useful, child.quick_deaths = True, 0
         if child is self.writer:
-            self.scribe.heard(time.monotonic())
-            self._writer_said(message)
+            self.writer_client.heard(time.monotonic())
+            self._on_writer_message(message)
         elif isinstance(message, WorkerReady):
             if child.closing:
                 return
@@ -318,45 +320,45 @@ class Supervisor:
             failpoint("hub.before-reply")
             self._think(Replied(worker=child.name, reply=message))
 
-    def _writer_said(self, message: Any) -> None:
+    def _on_writer_message(self, message: Any) -> None:
         match message:
             case Committed(seq=seq, stats=stats):
-                self.scribe.committed(seq, stats)
+                self.writer_client.committed(seq, stats)
                 self._think(message)
             case BacklogPage() | ContentFound():
-                if self.scribe.answered(message.query) is not None:
+                if self.writer_client.answered(message.query) is not None:
                     self._think(message)
             case PathsCompared() | PendingListed():
-                if self.scribe.answered(message.query) is not None:
+                if self.writer_client.answered(message.query) is not None:
                     self.folder.answered(message)
             case ImagesFound(query=query, images=images):
-                if self.scribe.answered(query) is not None:
+                if self.writer_client.answered(query) is not None:
                     for event in self.requests.found(query, images, time.time()):
                         self._think(event)
             case Recovered():
                 self._think(message)
-            case WriterUp(stats=stats, profiles=profiles):
+            case WriterUp(stats=stats, dialects=dialects):
                 self.writer.ready = True
-                self.scribe.opened(stats)
+                self.writer_client.opened(stats)
                 if not self.brain.started:
-                    self._think(Started(backlog_high=stats.backlog_high, profiles=profiles))
+                    self._think(Started(backlog_high=stats.backlog_high, dialects=dialects))
                     self._decide()
                     if self._drain_until is None:
                         self.folder.start()
             case WriterBlocked(reason=reason):
-                if reason and not self.scribe.blocked:
+                if reason and not self.writer_client.blocked:
                     log.error("cannot write: %s; nothing is lost, work waits", reason)
                 elif not reason:
                     log.warning("writing again")
-                self.scribe.blocked = reason
+                self.writer_client.blocked = reason
             case Pong(blocked=blocked):
-                self.scribe.blocked = blocked
+                self.writer_client.blocked = blocked
 
     def _gone(self, child: Child) -> None:
         wanted = child.wanted
         how = self.pool.reap(child, time.monotonic())
         if child is self.writer:
-            self.scribe.gone()
+            self.writer_client.gone()
         else:
             self._think(WorkerGone(worker=child.name, crashed=child.own_fault))
             self._decide()
@@ -371,13 +373,13 @@ class Supervisor:
 
     def _tick(self, now: float) -> None:
         self._tend(now)
-        if self.scribe.tend(now):
+        if self.writer_client.tend(now):
             log.error("the writer is silent; killing it")
             self.pool.kill(self.writer)
         self._tend_folder()
         self.requests.look()
-        self.crew.retire(self.brain.dispatch.leases.idle_leavers())
-        self._think(Tick(blocked=bool(self.scribe.blocked)))
+        self.workers.retire(self.brain.dispatch.leases.idle_leavers())
+        self._think(Tick(blocked=bool(self.writer_client.blocked)))
         self._report(self.reporter.tick, now)
         if self._drain_until is not None:
             self._drained(now)
@@ -386,7 +388,7 @@ class Supervisor:
 
     def _tend_folder(self) -> None:
         self.folder.tend()
-        if self.brain.journal.unacknowledged < ARRIVALS_PAUSE:
+        if self.brain.turn.unacknowledged < ARRIVALS_PAUSE:
             for event in self.folder.arrivals():
                 self._think(event)
 
@@ -394,7 +396,7 @@ class Supervisor:
         """A pass has nobody who mends things meanwhile."""
         if wrong := self.brain.dispatch.never_usable():
             raise UserError(wrong)
-        if wrong := self.crew.given_up():
+        if wrong := self.workers.given_up():
             self._wrong = f"{wrong}; see the log. Nothing is lost: run again"
             self._drain(1)
 
@@ -418,14 +420,16 @@ class Supervisor:
     def _drain(self, code: int) -> None:
         self.reporter.notifier.stopping()
         self.folder.stop()
-        self.crew.freeze()
+        self.workers.freeze()
         self._drain_until = time.monotonic() + self.settings.drain_seconds
         self._drain_code = code
         self._think(DrainRequested())
 
     def _drained(self, now: float) -> None:
         open_leases = self.brain.dispatch.leases.open
-        settled = self.scribe.settled or bool(self.scribe.blocked) or self.writer.fatal
+        settled = (
+            self.writer_client.all_durable or bool(self.writer_client.blocked) or self.writer.fatal
+        )
         late = self._drain_until is not None and now >= self._drain_until
         if late and open_leases:
             log.warning("%d open calls are given up after the drain time", open_leases)
@@ -450,23 +454,23 @@ class Supervisor:
                 log.warning("%s takes effect when rsd is started again", name)
             log.info("reloaded")
         self.reporter.refused = refused
-        self.crew.revive(time.monotonic())
+        self.workers.revive(time.monotonic())
         self.reporter.notifier.ready(refused or "reloaded")
 
     def _apply(self, settings: Settings, recipe: Recipe) -> None:
         before, self.settings, self.recipe = self.settings, settings, recipe
         # Workers first: a lease for a new endpoint must not arrive before its address.
-        for name in self.crew.follow(before, settings):
+        for name in self.workers.follow(before, settings):
             self._think(WorkerLeaving(worker=name))
         self._think(PolicyChanged(policy=policy_of(settings, recipe, once=self.once)))
-        self.scribe.resettle(resettle_of(settings, recipe))
+        self.writer_client.reconfigure(reconfigure_of(settings, recipe))
         self.reporter.follow(settings)
         folder = Path(settings.output_dir) / "logs"
         secrets = keys_of(before) + keys_of(settings)  # calls with the old ones are still open
         logs.to_stderr_and_file(folder, settings.log_level, secrets)
 
     def _report(self, how: Callable[..., None], now: float) -> None:
-        how(self.brain, self.scribe, self.folder.status(now), processes(self.pool), now)
+        how(self.brain, self.writer_client, self.folder.status(now), processes(self.pool), now)
 
     # ---------------------------------------------------------------------------------------- stop
 
@@ -477,12 +481,14 @@ class Supervisor:
         self.reporter.notifier.stopping()
         self.folder.stop()
         self.writer.wanted = False
-        self.scribe.close()
+        self.writer_client.close()
         self.pool.flush()
         began = time.monotonic()
-        while self.writer.process is not None and (self.scribe.up or not self.scribe.settled):
+        while self.writer.process is not None and (
+            self.writer_client.up or not self.writer_client.all_durable
+        ):
             patience = HASTE_SECONDS if self._signals > 1 else FLUSH_SECONDS
-            in_vain = bool(self.scribe.blocked) and self._signals > 1
+            in_vain = bool(self.writer_client.blocked) and self._signals > 1
             if in_vain or self._signals > 2 or time.monotonic() >= began + patience:
                 break
             try:
@@ -492,7 +498,7 @@ class Supervisor:
             match event:
                 case ("said", child, life, message) if child is self.writer:
                     if child.life == life and isinstance(message, Committed):
-                        self.scribe.committed(message.seq, message.stats)
+                        self.writer_client.committed(message.seq, message.stats)
                     elif isinstance(message, LogLine):
                         logs.replay(message.level, message.logger, message.text)
                 case ("gone", child, life) if child is self.writer and child.life == life:

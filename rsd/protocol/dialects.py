@@ -13,7 +13,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from rsd.errors import ErrorClass
-from rsd.protocol.vocabulary import CallError, Profile
+from rsd.protocol.vocabulary import CallError, RequestDialect
 
 _REASONING: Final = re.compile(r"(^|/)(o[1-9]\d?|gpt-[5-9])([-.:_]|$)", re.IGNORECASE)
 #: The ladder of structured output, best first.
@@ -38,18 +38,18 @@ def is_reasoning(model: str) -> bool:
     return _REASONING.search(model) is not None
 
 
-def initial_profile(model: str, role: str) -> Profile:
+def initial_dialect(model: str, role: str) -> RequestDialect:
     """What to try first. `role` is `generate` or `grade`; today both begin alike."""
     if is_reasoning(model):
-        return Profile(
+        return RequestDialect(
             drop=("temperature", "top_p", "top_k", "min_p", "repetition_penalty"),
             token_parameter="max_completion_tokens",
         )
-    return Profile()
+    return RequestDialect()
 
 
-def adapt(profile: Profile, error: CallError) -> Profile | None:
-    """The profile after a refusal that names a parameter; None when nothing is left to adapt.
+def adapt(dialect: RequestDialect, error: CallError) -> RequestDialect | None:
+    """The dialect after a refusal that names a parameter; None when nothing is left to adapt.
 
     Every step goes one way, so that a server that refuses everything is asked a bounded number of
     times: the name of the token cap that was refused is remembered in `drop`.
@@ -59,19 +59,19 @@ def adapt(profile: Profile, error: CallError) -> Profile | None:
     param = (error.param or "").removeprefix("body.")
     if param in ("max_tokens", "max_completion_tokens"):
         other = "max_completion_tokens" if param == "max_tokens" else "max_tokens"
-        if profile.token_parameter == other or other in profile.drop:
+        if dialect.token_parameter == other or other in dialect.drop:
             return None
-        return replace(profile, token_parameter=other, drop=(*profile.drop, param))
+        return replace(dialect, token_parameter=other, drop=(*dialect.drop, param))
     if param.startswith("response_format"):
-        step = FORMATS.index(profile.response_format) + 1
-        return replace(profile, response_format=FORMATS[step]) if step < len(FORMATS) else None
+        step = FORMATS.index(dialect.response_format) + 1
+        return replace(dialect, response_format=FORMATS[step]) if step < len(FORMATS) else None
     if param == "n":
-        return replace(profile, multiple=False) if profile.multiple else None
-    if param in DROPPABLE and param not in profile.drop:
-        return replace(profile, drop=(*profile.drop, param))
+        return replace(dialect, multiple=False) if dialect.multiple else None
+    if param in DROPPABLE and param not in dialect.drop:
+        return replace(dialect, drop=(*dialect.drop, param))
     return None
 
 
-def token_cap(tokens: int, profile: Profile) -> int:
+def token_cap(tokens: int, dialect: RequestDialect) -> int:
     """The cap to send, in tokens: what is wanted, times what this model was found to need."""
-    return max(1, int(tokens * profile.max_tokens_factor))
+    return max(1, int(tokens * dialect.max_tokens_factor))

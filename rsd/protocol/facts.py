@@ -6,7 +6,7 @@ them as base64).
 
 from __future__ import annotations
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from rsd.protocol.vocabulary import (
     Arm,
@@ -15,8 +15,8 @@ from rsd.protocol.vocabulary import (
     Grade,
     ImageId,
     ImageInfo,
-    Profile,
     Recipe,
+    RequestDialect,
 )
 
 
@@ -26,12 +26,12 @@ class ConfigStored(Struct, frozen=True, kw_only=True, tag_field="kind", tag="con
     recipe: Recipe
 
 
-class ProfileLearned(Struct, frozen=True, kw_only=True, tag_field="kind", tag="profile"):
+class DialectLearned(Struct, frozen=True, kw_only=True, tag_field="kind", tag="profile"):
     """An endpoint's way of being asked, kept over restarts."""
 
     endpoint: str
     model: str
-    profile: Profile
+    dialect: RequestDialect = field(name="profile")  # its name on disk
 
 
 class ImageEnrolled(Struct, frozen=True, kw_only=True, tag_field="kind", tag="enrolled"):
@@ -167,7 +167,7 @@ class ImageRetried(Struct, frozen=True, kw_only=True, tag_field="kind", tag="ret
 
 Fact = (
     ConfigStored
-    | ProfileLearned
+    | DialectLearned
     | ImageEnrolled
     | ImageGone
     | ImageChecked

@@ -13,11 +13,11 @@ import msgspec
 from msgspec import Struct
 
 from rsd.protocol.vocabulary import (
-    Allowance,
     CallError,
     ImageId,
     ImageInfo,
-    Profile,
+    RateWindow,
+    RequestDialect,
     SamplingParams,
     Usage,
 )
@@ -77,7 +77,7 @@ class Generate(Struct, frozen=True, kw_only=True, tag_field="kind", tag="generat
     max_tokens: int
     endpoint: str
     model: str
-    profile: Profile
+    dialect: RequestDialect
     reduced: bool = False  #: send the picture at half its size: the whole was too big
 
 
@@ -89,7 +89,7 @@ class Answer(Struct, frozen=True, kw_only=True):
     content: str
 
 
-class Judge(Struct, frozen=True, kw_only=True, tag_field="kind", tag="judge"):
+class GradeCandidates(Struct, frozen=True, kw_only=True, tag_field="kind", tag="judge"):
     """Score one answer, or several in one call when the template is listwise."""
 
     image: ImageId
@@ -99,7 +99,7 @@ class Judge(Struct, frozen=True, kw_only=True, tag_field="kind", tag="judge"):
     answers: tuple[Answer, ...]
     endpoint: str
     model: str
-    profile: Profile
+    dialect: RequestDialect
     max_tokens: int
     reasoning_effort: str = ""
     reduced: bool = False
@@ -114,7 +114,7 @@ class Probe(Struct, frozen=True, kw_only=True, tag_field="kind", tag="probe"):
     endpoint: str
     model: str  #: wanted model, "" = the only served one
     sampling: bool = False  #: also the same seed twice and another seed (three tiny calls)
-    profile: Profile = Profile()
+    dialect: RequestDialect = RequestDialect()
 
 
 class ReadLoad(Struct, frozen=True, kw_only=True, tag_field="kind", tag="read_load"):
@@ -123,7 +123,7 @@ class ReadLoad(Struct, frozen=True, kw_only=True, tag_field="kind", tag="read_lo
     endpoint: str
 
 
-Task = Prepare | Generate | Judge | Probe | ReadLoad
+Task = Prepare | Generate | GradeCandidates | Probe | ReadLoad
 
 
 class Lease(Struct, frozen=True, kw_only=True, tag_field="kind", tag="lease"):
@@ -192,10 +192,10 @@ class Generated(Struct, frozen=True, kw_only=True, tag_field="kind", tag="genera
     seconds: float
     model: str  #: as the server names it
     timestamp: float
-    allowances: tuple[Allowance, ...] = ()
+    rate_windows: tuple[RateWindow, ...] = ()
 
 
-class Judgement(Struct, frozen=True, kw_only=True):
+class GradeGiven(Struct, frozen=True, kw_only=True):
     """One score out of a grading call."""
 
     index: int
@@ -208,12 +208,12 @@ class Graded(Struct, frozen=True, kw_only=True, tag_field="kind", tag="graded"):
     """The scores of one call; answers of the task that are missing here were unparsable."""
 
     lease: LeaseId
-    judgements: tuple[Judgement, ...]
+    grades: tuple[GradeGiven, ...]
     usage: Usage
     seconds: float
     model: str
     timestamp: float
-    allowances: tuple[Allowance, ...] = ()
+    rate_windows: tuple[RateWindow, ...] = ()
 
 
 class Probed(Struct, frozen=True, kw_only=True, tag_field="kind", tag="probed"):

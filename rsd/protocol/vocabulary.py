@@ -10,7 +10,7 @@ from hashlib import blake2b
 from typing import Final
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, field
 
 from rsd.errors import ErrorClass
 
@@ -113,7 +113,7 @@ class Usage(Struct, frozen=True, kw_only=True):
     cached_tokens: int = 0
 
 
-class Allowance(Struct, frozen=True, kw_only=True):
+class RateWindow(Struct, frozen=True, kw_only=True):
     """What a server says it will still take before its limits begin anew."""
 
     remaining: float  #: requests, or tokens
@@ -154,7 +154,8 @@ class Candidate(Struct, frozen=True, kw_only=True):
     seed: int
     content: str
     finish_reason: str
-    flaw: str = ""  #: why it is never graded, see `hub/gate.py`; else ""
+    #: Why it is never graded (`hub/brain/prefilter.py`), else ""; `flaw` on disk.
+    rejected_because: str = field(default="", name="flaw")
     generation_time: float  #: seconds of the call that made it
     usage: Usage
     model: str
@@ -178,7 +179,7 @@ class Grade(Struct, frozen=True, kw_only=True):
     timestamp: float
 
 
-class Profile(Struct, frozen=True, kw_only=True):
+class RequestDialect(Struct, frozen=True, kw_only=True):
     """How one (endpoint, model) wants to be asked; learned from the 400 that names a parameter."""
 
     drop: tuple[str, ...] = ()  #: parameters never sent

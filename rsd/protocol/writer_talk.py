@@ -7,7 +7,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from rsd.protocol.facts import Numbered, ProfileLearned, StepChosen
+from rsd.protocol.facts import DialectLearned, Numbered, StepChosen
 from rsd.protocol.tasks import LogLine
 from rsd.protocol.vocabulary import (
     Candidate,
@@ -80,7 +80,7 @@ class Ping(Struct, frozen=True, kw_only=True, tag_field="kind", tag="ping"):
     query: int
 
 
-class Resettle(Struct, frozen=True, kw_only=True, tag_field="kind", tag="settings"):
+class Reconfigure(Struct, frozen=True, kw_only=True, tag_field="kind", tag="settings"):
     """After a reload: what the summary repeats."""
 
     summary: SummaryConfig
@@ -92,7 +92,7 @@ class Close(Struct, frozen=True, kw_only=True, tag_field="kind", tag="close"):
 
 
 Query = ReadBacklog | FindContent | ComparePaths | ListPending | FindImages | Ping
-ToWriter = Open | Numbered | Query | Resettle | Close
+ToWriter = Open | Numbered | Query | Reconfigure | Close
 
 
 class ImageHistory(Struct, frozen=True, kw_only=True):
@@ -132,7 +132,7 @@ class WriterUp(Struct, frozen=True, kw_only=True, tag_field="kind", tag="writer_
 
     pid: int
     stats: Stats
-    profiles: tuple[ProfileLearned, ...]
+    dialects: tuple[DialectLearned, ...]
 
 
 class Recovered(Struct, frozen=True, kw_only=True, tag_field="kind", tag="recovered"):

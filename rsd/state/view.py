@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from rsd.protocol.facts import ProfileLearned, StepChosen
+from rsd.protocol.facts import DialectLearned, StepChosen
 from rsd.protocol.vocabulary import Candidate, FileStat, Grade, ImageId, Recipe, image_id, path_key
 from rsd.protocol.writer_talk import ContentFound, ImageHistory, QueuedImage, Recovered
 from rsd.state.records import (
@@ -230,7 +230,7 @@ def find_images(txn: Transaction, path: bytes, status: str) -> tuple[ImageId, ..
     return tuple(row[len(prefix) :].hex() for row, _ in rows)
 
 
-def profiles(txn: Transaction) -> tuple[ProfileLearned, ...]:
+def dialects(txn: Transaction) -> tuple[DialectLearned, ...]:
     """What was learned of the endpoints."""
     rows = txn.scan("profiles")
-    return tuple(msgspec.json.decode(value, type=ProfileLearned) for _, value in rows)
+    return tuple(msgspec.json.decode(value, type=DialectLearned) for _, value in rows)

@@ -42,7 +42,7 @@ def generate(worker: Worker, lease: LeaseId, task: Generate) -> Generated:
         seconds=reply.seconds,
         model=reply.model or task.model,
         timestamp=time.time(),
-        allowances=reply.allowances,
+        rate_windows=reply.rate_windows,
     )
 
 
@@ -51,7 +51,7 @@ def ask(worker: Worker, task: Generate) -> Reply:
     configuration, client = worker.configuration, worker.client(task.endpoint)
     assert configuration is not None
     sent = parameters(task)
-    detail = "detail" not in task.profile.drop
+    detail = "detail" not in task.dialect.drop
 
     def body(url: Piece | None, uuid: str = "") -> Body:
         return chat_body(task.model, url, task.prompt, sent, detail=detail, uuid=uuid)
@@ -95,9 +95,9 @@ def parameters(task: Generate) -> dict[str, Any]:
         "repetition_penalty": params.repetition_penalty,
         "seed": task.seed,
     }
-    sent = {k: v for k, v in wanted.items() if k not in task.profile.drop}
-    sent[task.profile.token_parameter] = token_cap(task.max_tokens, task.profile)
+    sent = {k: v for k, v in wanted.items() if k not in task.dialect.drop}
+    sent[task.dialect.token_parameter] = token_cap(task.max_tokens, task.dialect)
     # vLLM refuses n at temperature 0; fewer answers than asked are completed by the brain.
-    if len(task.samples) > 1 and task.profile.multiple and params.temperature > 0:
+    if len(task.samples) > 1 and task.dialect.multiple and params.temperature > 0:
         sent["n"] = len(task.samples)
     return sent

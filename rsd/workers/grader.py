@@ -9,7 +9,7 @@ from typing import Any
 
 from rsd.errors import ErrorClass
 from rsd.protocol.dialects import is_reasoning, token_cap
-from rsd.protocol.tasks import Graded, Judge, Judgement, LeaseId
+from rsd.protocol.tasks import GradeCandidates, Graded, GradeGiven, LeaseId
 from rsd.protocol.vocabulary import CallError
 from rsd.system.failpoints import failpoint
 from rsd.workers.api.client import chat_body
@@ -25,44 +25,44 @@ log = logging.getLogger(__name__)
 
 def main(inbox: Connection, outbox: Connection, name: str, slots: int) -> None:
     """Entry of the process: `slots` threads call."""
-    Worker(inbox, outbox, slots, HANDLERS | {Judge: judge}).run()
+    Worker(inbox, outbox, slots, HANDLERS | {GradeCandidates: judge}).run()
 
 
-def judge(worker: Worker, lease: LeaseId, task: Judge) -> Graded:
+def judge(worker: Worker, lease: LeaseId, task: GradeCandidates) -> Graded:
     """One grading call. Raises CallFailed."""
     question = ask(task)
     url, _ = worker.pictures.get(worker.spool, task.sha256, reduced=task.reduced)
-    detail = "detail" not in task.profile.drop
+    detail = "detail" not in task.dialect.drop
     body = chat_body(task.model, url, question.text, parameters(task, question), detail=detail)
     reply = worker.client(task.endpoint).chat(body)
     failpoint("grader.answered")
     return Graded(
         lease=lease,
-        judgements=judgements(reply, question, token_cap(task.max_tokens, task.profile)),
+        grades=grades(reply, question, token_cap(task.max_tokens, task.dialect)),
         usage=reply.usage,
         seconds=reply.seconds,
         model=reply.model or task.model,
         timestamp=time.time(),
-        allowances=reply.allowances,
+        rate_windows=reply.rate_windows,
     )
 
 
-def parameters(task: Judge, question: Question) -> dict[str, Any]:
+def parameters(task: GradeCandidates, question: Question) -> dict[str, Any]:
     """What a judge is asked with: no sampling of its own, a seed per grade, the JSON form."""
     wanted: dict[str, Any] = {"seed": task.answers[0].number}
     if not is_reasoning(task.model):
         wanted["temperature"] = 0.0
     if task.reasoning_effort:
         wanted["reasoning_effort"] = task.reasoning_effort
-    sent = {k: v for k, v in wanted.items() if k not in task.profile.drop}
-    sent[task.profile.token_parameter] = token_cap(task.max_tokens, task.profile)
-    form = response_format(task.profile.response_format, listwise=question.listwise)
+    sent = {k: v for k, v in wanted.items() if k not in task.dialect.drop}
+    sent[task.dialect.token_parameter] = token_cap(task.max_tokens, task.dialect)
+    form = response_format(task.dialect.response_format, listwise=question.listwise)
     if form is not None:
         sent["response_format"] = form
     return sent
 
 
-def judgements(reply: Reply, question: Question, cap: int) -> tuple[Judgement, ...]:
+def grades(reply: Reply, question: Question, cap: int) -> tuple[GradeGiven, ...]:
     """The scores of a reply. Raises CallFailed when there is none: an error is never a score."""
     choice = reply.choices[0]
     if choice.refusal:
@@ -88,7 +88,7 @@ def judgements(reply: Reply, question: Question, cap: int) -> tuple[Judgement, .
     if not found:
         raise CallFailed(_error(ErrorClass.BAD_REPLY, why, "unparsable"), reply.usage)
     return tuple(
-        Judgement(
+        GradeGiven(
             index=question.ids[name].index,
             number=question.ids[name].number,
             score=score.score,

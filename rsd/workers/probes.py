@@ -14,7 +14,7 @@ from rsd.protocol.tasks import (
     Probed,
     ReadLoad,
 )
-from rsd.protocol.vocabulary import CallError, Profile
+from rsd.protocol.vocabulary import CallError, RequestDialect
 from rsd.workers.api.client import Client, chat_body
 from rsd.workers.api.refusals import excerpt
 from rsd.workers.api.replies import CallFailed, Reply
@@ -52,7 +52,7 @@ def probe(worker: Worker, lease: LeaseId, task: Probe) -> Probed:
     # All at once: work waits for this probe, and the answers do not need each other.
     with ThreadPoolExecutor(len(SEEDS)) as threads:
         seeds = SEEDS if task.sampling else (None,)
-        said = [threads.submit(_say, client, model, task.profile, seed=seed) for seed in seeds]
+        said = [threads.submit(_say, client, model, task.dialect, seed=seed) for seed in seeds]
     try:
         said[0].result()
     except CallFailed as e:
@@ -60,9 +60,9 @@ def probe(worker: Worker, lease: LeaseId, task: Probe) -> Probed:
             raise
         warning = f"a tiny completion was refused: {e.error.message}"
         if e.error.error is ErrorClass.UNSUPPORTED:
-            warning = ""  # the first item adapts the profile
+            warning = ""  # the first item adapts the dialect
     else:
-        warning = _try_sampling(task.profile, said) if task.sampling else ""
+        warning = _try_sampling(task.dialect, said) if task.sampling else ""
     return Probed(
         lease=lease,
         model=model,
@@ -94,17 +94,17 @@ def _resolve(task: Probe, names: tuple[str, ...]) -> str:
     )
 
 
-def _say(client: Client, model: str, profile: Profile, *, seed: int | None) -> Reply:
+def _say(client: Client, model: str, dialect: RequestDialect, *, seed: int | None) -> Reply:
     """A tiny completion without a picture."""
     wanted: dict[str, Any] = {} if seed is None else {**LIVELY, "seed": seed}
-    sent = {k: v for k, v in wanted.items() if k not in profile.drop}
-    sent[profile.token_parameter] = PROBE_TOKENS
+    sent = {k: v for k, v in wanted.items() if k not in dialect.drop}
+    sent[dialect.token_parameter] = PROBE_TOKENS
     return client.chat(chat_body(model, None, "Write six random words.", sent))
 
 
-def _try_sampling(profile: Profile, said: list[Future[Reply]]) -> str:
+def _try_sampling(dialect: RequestDialect, said: list[Future[Reply]]) -> str:
     """Whether seeds and temperature do anything: the same seed twice, then another."""
-    if "seed" in profile.drop or "temperature" in profile.drop:
+    if "seed" in dialect.drop or "temperature" in dialect.drop:
         return ""
     try:
         texts = [each.result().choices[0].content for each in said]

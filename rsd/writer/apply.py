@@ -50,7 +50,7 @@ class Application:
         self._applied = last if last is not None and known else Applied(life=life, seq=0)
         self._rules: dict[type, Callable[[Any], None]] = {
             f.ConfigStored: self._config,
-            f.ProfileLearned: self._profile,
+            f.DialectLearned: self._profile,
             f.ImageEnrolled: self._enrolled,
             f.ImageGone: self._gone,
             f.ImageChecked: self._checked,
@@ -183,7 +183,7 @@ class Application:
     def _config(self, fact: f.ConfigStored) -> None:
         self.txn.put("configs", fact.recipe.fingerprint.encode(), fact.recipe)
 
-    def _profile(self, fact: f.ProfileLearned) -> None:
+    def _profile(self, fact: f.DialectLearned) -> None:
         self.txn.put("profiles", f"{fact.endpoint}|{fact.model}".encode()[:500], fact)
 
     def _enrolled(self, fact: f.ImageEnrolled) -> None:

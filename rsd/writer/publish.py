@@ -15,7 +15,7 @@ import msgspec
 
 from rsd.names import result_name
 from rsd.protocol.vocabulary import Stats
-from rsd.protocol.writer_talk import Open, Resettle
+from rsd.protocol.writer_talk import Open, Reconfigure
 from rsd.state import view
 from rsd.state.records import FAILED, HIGH, LOW, OutboxRecord, Tally
 from rsd.state.results import failed_document, result_document, summary_document
@@ -52,7 +52,7 @@ class Publisher:
         self._changed_at: float | None = 0.0
         self._written_at = -SUMMARY_PAUSE
 
-    def resettle(self, message: Resettle) -> None:
+    def reconfigure(self, message: Reconfigure) -> None:
         """A reload changed what the summary repeats."""
         self._config, self._interval = message.summary, message.checkpoint_interval
 

@@ -39,7 +39,7 @@ from rsd.protocol.writer_talk import (
     Pong,
     Query,
     ReadBacklog,
-    Resettle,
+    Reconfigure,
     ToWriter,
     WriterBlocked,
     WriterUp,
@@ -134,7 +134,7 @@ class Writer:
         with self._store.reading() as txn:
             self._stats = txn.stats()
             active = view.active_images(txn) if self._opening.recover else []
-            profiles = view.profiles(txn)
+            dialects = view.dialects(txn)
         for image in active:
             with self._store.reading() as txn:
                 found = view.recovered(txn, image)
@@ -142,7 +142,7 @@ class Writer:
                 self._mailbox.reply(found)
             else:
                 log.error("image %s was active, but its recipe is not stored", image)
-        self._mailbox.reply(WriterUp(pid=os.getpid(), stats=self._stats, profiles=profiles))
+        self._mailbox.reply(WriterUp(pid=os.getpid(), stats=self._stats, dialects=dialects))
 
     def _read(self) -> None:
         """A thread of its own: the mailbox ends the process when the hub dies."""
@@ -175,8 +175,8 @@ class Writer:
                     batch.append(message)
                 case Close():
                     return batch, queries, True
-                case Resettle():
-                    self._publisher.resettle(message)
+                case Reconfigure():
+                    self._publisher.reconfigure(message)
                 case Open():
                     pass
                 case _:

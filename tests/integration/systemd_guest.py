@@ -94,7 +94,7 @@ class Guest:
         """A property of the service."""
         return self.run("systemctl", "show", "rsd", "--value", "-p", name).strip()
 
-    def journal(self) -> str:
+    def turn(self) -> str:
         """What the service said."""
         return self.run("journalctl", "-u", "rsd", "--no-pager", "-o", "cat")
 
@@ -113,11 +113,11 @@ class Guest:
         return self.call(*become, PYTHON, DAEMON, *words)
 
     def until(self, condition: Callable[[], Any], what: str, seconds: float = 60.0) -> Any:
-        """Wait; the journal is shown when it is in vain."""
+        """Wait; the turn is shown when it is in vain."""
         try:
             return wait_for(condition, what, seconds)
         except AssertionError as e:
-            raise AssertionError(f"{e}\n{self.journal()[-4000:]}") from None
+            raise AssertionError(f"{e}\n{self.turn()[-4000:]}") from None
 
     def remove(self) -> None:
         """Take away what an earlier run may have left in the guest."""

@@ -112,7 +112,7 @@ def test_no_injection_gains_a_point(simulator: Any, daemon: Any, template: str) 
         for made in kept[name]:
             if made.content != said[made.index]:
                 changed.append(case.name)
-        assert [c.flaw for c in kept[name]] == ["", case.gate], case.name
+        assert [c.rejected_because for c in kept[name]] == ["", case.gate], case.name
         scores = {c["index"]: c["score"] for c in results[name]["all_candidates"]}
         for document in results[name]["all_candidates"]:
             if document["content"] != said[document["index"]]:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from rsd.errors import StateError
 from rsd.protocol import facts as f
-from rsd.protocol.vocabulary import FileStat, Profile, SummaryConfig, image_id
+from rsd.protocol.vocabulary import FileStat, RequestDialect, SummaryConfig, image_id
 from rsd.protocol.writer_talk import Open
 from rsd.state import store as store_module
 from rsd.state import view
@@ -455,14 +455,16 @@ def test_questions_of_the_watcher(hub: Teller) -> None:
 
 
 def test_profiles_and_recovery(hub: Teller) -> None:
-    learned = f.ProfileLearned(endpoint="http://x/v1", model="m", profile=Profile(multiple=False))
+    learned = f.DialectLearned(
+        endpoint="http://x/v1", model="m", dialect=RequestDialect(multiple=False)
+    )
     hub.say(learned)
     image = hub.put(C, "cat").image
     hub.take(0)
     hub.work(1)
     hub.work(1)
     with hub.store.reading() as txn:
-        assert view.profiles(txn) == (learned,)
+        assert view.dialects(txn) == (learned,)
         assert view.active_images(txn) == [image]
         found = view.recovered(txn, image)
     assert found is not None

@@ -109,7 +109,7 @@ def test_picture_becomes_a_result_and_anyone_may_ask(service: Guest) -> None:
     assert said.returncode == 0, said.stdout + said.stderr
     document = json.loads(service.as_nobody("status", "--json").stdout)
     assert document["images"]["seen"] == 1
-    assert KEY not in service.journal()
+    assert KEY not in service.turn()
     owner = service.run("stat", "-c", "%U", "/srv/rsd-out/state").strip()
     assert owner == "rsd"
 
@@ -174,7 +174,7 @@ def test_reload_keeps_the_process(service: Guest) -> None:
     first = service.show("MainPID")
     service.configure(sampling__candidates="2")
     service.run("systemctl", "reload", "rsd")
-    service.until(lambda: "reload" in service.journal().lower(), "a word about the reload")
+    service.until(lambda: "reload" in service.turn().lower(), "a word about the reload")
     drop(service, 60)
     has_results(service, 1)
     document = json.loads(results(service)["60.png"].read_text())
@@ -198,9 +198,9 @@ def test_wrong_configuration_stays_down_with_one_line(service: Guest) -> None:
     assert service.call("systemctl", "start", "rsd").returncode != 0
     assert service.show("ActiveState") == "failed"
     assert service.show("NRestarts") == "0"
-    lines = [li for li in service.journal().splitlines() if "score_threshold" in li]
+    lines = [li for li in service.turn().splitlines() if "score_threshold" in li]
     assert "sampling.score_threshold = 101.0" in lines[-1]
-    assert "Traceback" not in service.journal()
+    assert "Traceback" not in service.turn()
 
 
 def test_install_again_keeps_what_is_the_users(service: Guest) -> None:

@@ -33,8 +33,8 @@ from rsd.protocol.tasks import (
     Generated,
     GiveBack,
     GivenBack,
+    GradeCandidates,
     Graded,
-    Judge,
     Lease,
     LogLine,
     Prepare,
@@ -45,7 +45,7 @@ from rsd.protocol.tasks import (
     WorkerReady,
     from_worker_decoder,
 )
-from rsd.protocol.vocabulary import ImageInfo, Profile, SamplingParams, Usage
+from rsd.protocol.vocabulary import ImageInfo, RequestDialect, SamplingParams, Usage
 from rsd.system.queues import WorkQueue
 from rsd.workers import generator, grader
 from tests.servers import PATIENCE, Request, Seen, Server, completion, says, serving
@@ -161,14 +161,14 @@ def generate(server: Server, sha256: str, **fields: Any) -> Generate:
         max_tokens=100,
         endpoint=server.url,
         model="m",
-        profile=Profile(),
+        dialect=RequestDialect(),
     )
     return msgspec.structs.replace(task, **fields)
 
 
-def judge(server: Server, sha256: str, *contents: str, **fields: Any) -> Judge:
+def judge(server: Server, sha256: str, *contents: str, **fields: Any) -> GradeCandidates:
     template = "Grade. {candidate_answers}" if len(contents) > 1 else "Grade. {generated_answer}"
-    task = Judge(
+    task = GradeCandidates(
         image="i",
         sha256=sha256,
         round=0,
@@ -176,7 +176,7 @@ def judge(server: Server, sha256: str, *contents: str, **fields: Any) -> Judge:
         answers=tuple(Answer(index=k + 3, number=2, content=c) for k, c in enumerate(contents)),
         endpoint=server.url,
         model="m",
-        profile=Profile(),
+        dialect=RequestDialect(),
         max_tokens=500,
         shuffle_seed="x",
     )
@@ -223,7 +223,7 @@ def test_a_picture_is_prepared_and_asked_about(tmp_path: Path) -> None:
 
 
 def test_the_profile_shapes_the_request(tmp_path: Path) -> None:
-    profile = Profile(
+    dialect = RequestDialect(
         drop=("temperature", "top_k", "detail"),
         token_parameter="max_completion_tokens",
         multiple=False,
@@ -236,7 +236,7 @@ def test_the_profile_shapes_the_request(tmp_path: Path) -> None:
         worker(generator.main, server, tmp_path) as made,
     ):
         info = prepared(made)
-        made.ask(generate(server, info.sha256, samples=(0, 1), profile=profile))
+        made.ask(generate(server, info.sha256, samples=(0, 1), dialect=dialect))
         made.ask(generate(server, info.sha256, samples=(0, 1), params=greedy))
         shaped, cold = (r.json for r in server.requests)
     assert shaped.keys() & {"temperature", "top_k", "n", "max_tokens"} == set()
@@ -405,7 +405,7 @@ def test_a_candidate_is_graded(tmp_path: Path, spooled: str) -> None:
         reply = made.ask(judge(server, spooled, "A --> B", reasoning_effort="low"))
         request = server.requests[0]
     assert isinstance(reply, Graded)
-    (judgement,) = reply.judgements
+    (judgement,) = reply.grades
     assert (judgement.index, judgement.number) == (3, 2)
     assert (judgement.score, judgement.explanation) == (85.0, "all there")
     assert reply.usage == Usage(input_tokens=66, output_tokens=16)
@@ -421,13 +421,13 @@ def test_a_candidate_is_graded(tmp_path: Path, spooled: str) -> None:
 
 
 def test_a_reasoning_judge_is_asked_as_it_wants(tmp_path: Path, spooled: str) -> None:
-    profile = Profile(
+    dialect = RequestDialect(
         drop=("temperature", "seed"),
         token_parameter="max_completion_tokens",
         response_format="json_object",
     )
     with serving(says(GRADE)) as server, worker(grader.main, server, tmp_path) as made:
-        task = judge(server, spooled, "A --> B", model="o4-mini", profile=profile)
+        task = judge(server, spooled, "A --> B", model="o4-mini", dialect=dialect)
         assert isinstance(made.ask(task), Graded)
         sent = server.requests[0].json
     assert not {"temperature", "seed", "max_tokens", "reasoning_effort"} & sent.keys()
@@ -444,7 +444,7 @@ def test_a_list_comes_back_in_the_words_of_the_task(tmp_path: Path, spooled: str
     with serving(script) as server, worker(grader.main, server, tmp_path) as made:
         contents = [f"answer {k}" for k in range(3, 8)]
         reply = made.ask(judge(server, spooled, *contents))
-    assert {j.index: (j.score, j.explanation) for j in reply.judgements} == {
+    assert {j.index: (j.score, j.explanation) for j in reply.grades} == {
         k: (10.0 * k, str(k)) for k in (3, 5, 6, 7)
     }
 

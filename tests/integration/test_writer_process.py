@@ -37,8 +37,8 @@ from rsd.protocol.writer_talk import (
     Ping,
     Pong,
     ReadBacklog,
+    Reconfigure,
     Recovered,
-    Resettle,
     WriterBlocked,
     WriterUp,
     from_writer_decoder,
@@ -176,7 +176,7 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> list[f.Numbered]:
             teller.operations[chance.choice(["retry", "gone"])](chance.randrange(1000))
     teller.settle_all()
     kinds = {type(n.fact) for n in teller.said}
-    assert kinds == {*f.Fact.__args__} - {f.ProfileLearned}  # type: ignore[attr-defined]
+    assert kinds == {*f.Fact.__args__} - {f.DialectLearned}  # type: ignore[attr-defined]
     classes = {r.status for r in teller.images("high_quality", "low_quality", "failed")}
     assert len(classes) == 3, "a script without all outcomes proves little"
     store.close()
@@ -427,7 +427,7 @@ def test_the_summary_follows_after_the_interval_and_a_reload(hub: Hub) -> None:
     hub.start()
     hub.wait(WriterUp)
     config = msgspec.structs.replace(SUMMARY, score_threshold=70.0)
-    hub.pipe.put(Resettle(summary=config, checkpoint_interval=1))
+    hub.pipe.put(Reconfigure(summary=config, checkpoint_interval=1))
     hub.pipe.flush()
     hub.say(*decided(A, "cat", 90.0))
     hub.committed(6)

@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 from rsd.errors import ErrorClass
 from rsd.hub.brain import events
 from rsd.hub.brain.events import Tick
-from rsd.protocol.tasks import Failed, Generate, GivenBack, Judge, Prepare, Probe, ReadLoad
+from rsd.protocol.tasks import (
+    Failed,
+    Generate,
+    GivenBack,
+    GradeCandidates,
+    Prepare,
+    Probe,
+    ReadLoad,
+)
 from rsd.protocol.vocabulary import SPOOL_REFUSED, CallError, Recipe
 from tests.unit.world import World, policy, recipe, transient
 
@@ -100,7 +108,7 @@ def test_an_outage_consumes_nothing() -> None:
 
 def test_quota_of_the_grader_pauses_and_ends_by_itself() -> None:
     def trouble(task: object, now: float) -> CallError | None:
-        if isinstance(task, Judge) and now < 300.0:
+        if isinstance(task, GradeCandidates) and now < 300.0:
             return CallError(error=ErrorClass.QUOTA, message="insufficient_quota", reason="quota")
         if isinstance(task, Probe) and task.endpoint == "http://j/v1" and 1 < now < 300.0:
             return CallError(error=ErrorClass.QUOTA, message="insufficient_quota", reason="quota")
@@ -155,7 +163,7 @@ def test_nothing_gradable_fails_with_a_reason() -> None:
 
 def test_ungraded_fails_with_its_own_reason() -> None:
     def trouble(task: object, now: float) -> CallError | None:
-        if isinstance(task, Judge):
+        if isinstance(task, GradeCandidates):
             return CallError(error=ErrorClass.BAD_REPLY, message="?", reason="unparsable")
         return None
 

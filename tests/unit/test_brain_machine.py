@@ -1,9 +1,9 @@
 """The brain as a state machine: hypothesis chooses what happens next, in any order.
 
-The brain, the scribe and the store are the real ones; only the processes around them are played,
-so that every loss, repetition and delay is possible between any two steps. After each step the
-invariants of `Hub.check` hold; at the end the disturbance stops and every image must come to the
-end that its bytes deserve, with the winner of an undisturbed run.
+The brain, the writer client and the store are the real ones; only the processes around them are
+played, so that every loss, repetition and delay is possible between any two steps. After each step
+the invariants of `Hub.check` hold; at the end the disturbance stops and every image must come to its
+end as its bytes deserve, with the winner of an undisturbed run.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rsd.errors import ErrorClass
 from rsd.hub.brain import events
 from rsd.hub.brain.brain import Brain
 from rsd.hub.brain.events import Ask, Assign, KillWorker, Persist, Recall
-from rsd.hub.children.writer_client import Scribe
+from rsd.hub.children.writer_client import WriterClient
 from rsd.protocol.facts import ImageEnrolled, ImageGone, ImageRetried, Numbered
 from rsd.protocol.tasks import (
     Completion,
@@ -34,9 +34,9 @@ from rsd.protocol.tasks import (
     Generate,
     Generated,
     GivenBack,
+    GradeCandidates,
     Graded,
-    Judge,
-    Judgement,
+    GradeGiven,
     LoadRead,
     Prepare,
     Prepared,
@@ -105,7 +105,7 @@ def winners(which: int) -> dict[str, tuple[int | None, float | None]]:
 
 
 class Hub:
-    """A hub without processes: the brain, the scribe, and what is on its way to the writer."""
+    """A hub without processes: the brain, the writer client, and what is on its way."""
 
     def __init__(self, store: Store, with_recipe: Recipe, life: int) -> None:
         self.store = store
@@ -129,7 +129,7 @@ class Hub:
             checkpoint_interval=1,
             summary=summary,
         )
-        self.scribe = Scribe(opening, self.to_writer.append)
+        self.writer_client = WriterClient(opening, self.to_writer.append)
         self.leases: dict[str, dict[int, Any]] = {}
         self.past: list[tuple[str, Any]] = []
         self.now = 0.0
@@ -137,13 +137,13 @@ class Hub:
         self.paid: set[tuple[str, int]] = set()  #: answers that came while their lease was open
         with store.reading() as txn:
             active = [view.recovered(txn, image) for image in view.active_images(txn)]
-            stats, profiles = txn.stats(), view.profiles(txn)
-        self.scribe.started(self.now)
+            stats, dialects = txn.stats(), view.dialects(txn)
+        self.writer_client.started(self.now)
         for found in active:
             assert found is not None, "an active image whose recipe is not stored"
             self.think(found)
-        self.scribe.opened(stats)
-        self.think(events.Started(backlog_high=stats.backlog_high, profiles=profiles))
+        self.writer_client.opened(stats)
+        self.think(events.Started(backlog_high=stats.backlog_high, dialects=dialects))
         self.think(events.ScanDone(only=None))
 
     def think(self, event: events.Event) -> None:
@@ -154,9 +154,9 @@ class Hub:
                     self.leases[worker][lease.lease] = lease.task
                     self.allowed(lease.task)
                 case Persist(seq=seq, fact=fact):
-                    self.scribe.fact(seq, fact)
+                    self.writer_client.fact(seq, fact)
                 case Ask(query=query):
-                    self.scribe.ask(query)
+                    self.writer_client.ask(query)
                 case KillWorker(worker=worker):
                     kills.append(worker)
                 case Recall(worker=worker):
@@ -178,7 +178,7 @@ class Hub:
 
     def allowed(self, task: Any) -> None:
         """No call is made for what has its answer, for a decided image or for an unsaved step."""
-        if not isinstance(task, Generate | Judge):
+        if not isinstance(task, Generate | GradeCandidates):
             return
         with self.store.reading() as txn:
             record = view.image_record(txn, task.image)
@@ -237,18 +237,18 @@ class Hub:
 
     def hear(self, reply: Any) -> None:
         if isinstance(reply, Committed):
-            self.scribe.committed(reply.seq, reply.stats)
+            self.writer_client.committed(reply.seq, reply.stats)
             self.think(reply)
-        elif self.scribe.answered(reply.query) is not None:
+        elif self.writer_client.answered(reply.query) is not None:
             self.think(reply)
 
     def writer_dies(self) -> None:
         self.to_writer.clear()
-        self.scribe.gone()
-        self.scribe.started(self.now)
+        self.writer_client.gone()
+        self.writer_client.started(self.now)
         with self.store.reading() as txn:
             stats = txn.stats()
-        self.scribe.opened(stats)
+        self.writer_client.opened(stats)
 
     # ------------------------------------------------------------------------------- invariants
 
@@ -403,23 +403,28 @@ class BrainMachine(RuleBasedStateMachine):
 
     @rule(pick=st.integers(0, 99), error=st.sampled_from(LASTING))
     def fail_for_good(self, pick: int, error: CallError) -> None:
-        self.mishap(pick, error, (Generate, Judge))
+        self.mishap(pick, error, (Generate, GradeCandidates))
 
     def mishap(
-        self, pick: int, error: CallError, kinds: tuple[type, ...] = (Generate, Judge, Probe)
+        self,
+        pick: int,
+        error: CallError,
+        kinds: tuple[type, ...] = (Generate, GradeCandidates, Probe),
     ) -> None:
         calls = [(w, i) for w, i in self.lent() if isinstance(self.hub.leases[w][i], kinds)]
         if calls:
             worker, lease = calls[pick % len(calls)]
             task = self.hub.leases[worker].pop(lease)
-            if error in LASTING and isinstance(task, Generate | Judge):
+            if error in LASTING and isinstance(task, Generate | GradeCandidates):
                 self.lasting.add(task.sha256)
             self.reply(worker, lease, Failed(lease=lease, error=error))
 
     @rule(pick=st.integers(0, 99))
     def spool_is_missing(self, pick: int) -> None:
         calls = [
-            (w, i) for w, i in self.lent() if isinstance(self.hub.leases[w][i], Generate | Judge)
+            (w, i)
+            for w, i in self.lent()
+            if isinstance(self.hub.leases[w][i], Generate | GradeCandidates)
         ]
         if calls:
             worker, lease = calls[pick % len(calls)]
@@ -499,9 +504,9 @@ class BrainMachine(RuleBasedStateMachine):
                     model=task.model,
                     timestamp=0.0,
                 )
-            case Judge():
-                judgements = tuple(
-                    Judgement(
+            case GradeCandidates():
+                grades = tuple(
+                    GradeGiven(
                         index=a.index,
                         number=a.number,
                         score=score(a.content, a.number),
@@ -509,10 +514,10 @@ class BrainMachine(RuleBasedStateMachine):
                     )
                     for a in task.answers
                 )
-                n = len(judgements)
+                n = len(grades)
                 return Graded(
                     lease=lease,
-                    judgements=judgements,
+                    grades=grades,
                     usage=Usage(input_tokens=20 * n, output_tokens=2 * n),
                     seconds=0.25,
                     model=task.model,

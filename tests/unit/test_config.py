@@ -327,7 +327,7 @@ def prompt_files(tmp_path: Path, prompts: object, grading: object) -> dict[str, 
     return {"prompts": str(tmp_path / "p.json"), "grading_prompt": str(tmp_path / "g.json")}
 
 
-GOOD = {"template": "Judge: {generated_answer}"}
+GOOD = {"template": "GradeCandidates: {generated_answer}"}
 
 
 def test_a_recipe_keeps_the_order_of_the_prompt_keys(tmp_path: Path) -> None:

@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rsd.hub.brain.prefilter import LOOP_MIN, LOOP_TIMES, flaw_of, loops
+from rsd.hub.brain.prefilter import LOOP_MIN, LOOP_TIMES, loops, rejection_of
 from rsd.protocol.tasks import Completion
 from tests.unit.test_judging import HONEST, INJECTED, Injected
 
 
 def flaw(text: str, finish: str = "stop") -> str:
-    return flaw_of(Completion(content=text, finish_reason=finish, refusal=""))
+    return rejection_of(Completion(content=text, finish_reason=finish, refusal=""))
 
 
 @pytest.mark.parametrize("case", INJECTED, ids=lambda case: case.name)

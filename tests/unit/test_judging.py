@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rsd.protocol.tasks import Answer, Judge
-from rsd.protocol.vocabulary import Profile
+from rsd.protocol.tasks import Answer, GradeCandidates
+from rsd.protocol.vocabulary import RequestDialect
 from rsd.simulator.injectable_grader import order
 from rsd.workers.grading.question import ANSWER_MAX, Question, ask, response_format, shown
 from rsd.workers.grading.scores import EXPLANATION_MAX, Score, pointwise
@@ -23,8 +23,8 @@ DATA = Path(__file__).resolve().parents[1] / "data"
 NONCE = "00c0ffee00c0ffee"
 
 
-def judge(template: str, *contents: str, seed: str = "s") -> Judge:
-    return Judge(
+def judge(template: str, *contents: str, seed: str = "s") -> GradeCandidates:
+    return GradeCandidates(
         image="i",
         sha256="0" * 64,
         round=0,
@@ -32,7 +32,7 @@ def judge(template: str, *contents: str, seed: str = "s") -> Judge:
         answers=tuple(Answer(index=k, number=0, content=c) for k, c in enumerate(contents)),
         endpoint="http://127.0.0.1/v1",
         model="m",
-        profile=Profile(),
+        dialect=RequestDialect(),
         max_tokens=100,
         shuffle_seed=seed,
     )

@@ -18,7 +18,7 @@ from rsd.hub.brain.limits import (
     EndpointLimit,
     pick_endpoint,
 )
-from rsd.protocol.vocabulary import Allowance, CallError
+from rsd.protocol.vocabulary import CallError, RateWindow
 
 #: Room of an endpoint that was just reached.
 FIRST = int(FIRST_LIMIT)
@@ -341,19 +341,19 @@ def test_a_server_without_metrics_is_not_asked_again_until_it_was_away() -> None
 def test_what_the_server_will_still_take_is_not_exceeded_until_it_begins_anew() -> None:
     e = endpoint()
     e.limit = 40.0
-    e.told((Allowance(remaining=5, seconds=10.0),), 1.0, 100.0)
+    e.on_rate_headers((RateWindow(remaining=5, seconds=10.0),), 1.0, 100.0)
     assert e.room(100.0) == 5
     for _ in range(3):
         e.started()
     assert e.room(101.0) == 2
-    e.told((Allowance(remaining=9_000, seconds=2.0, tokens=True),), 1_000.0, 101.0)
+    e.on_rate_headers((RateWindow(remaining=9_000, seconds=2.0, tokens=True),), 1_000.0, 101.0)
     assert e.room(101.0) == 2, "the smaller of two limits counts"
     assert e.room(110.0) == 37
 
 
 def test_a_generous_server_holds_nobody_back() -> None:
     e = endpoint()
-    e.told((Allowance(remaining=4_999, seconds=0.012),), 1.0, 100.0)
+    e.on_rate_headers((RateWindow(remaining=4_999, seconds=0.012),), 1.0, 100.0)
     assert e.room(100.0) == FIRST
 
 

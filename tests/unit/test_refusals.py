@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rsd.errors import ErrorClass
-from rsd.protocol.dialects import DROPPABLE, adapt, initial_profile, is_reasoning
-from rsd.protocol.vocabulary import CallError, Profile
+from rsd.protocol.dialects import DROPPABLE, adapt, initial_dialect, is_reasoning
+from rsd.protocol.vocabulary import CallError, RequestDialect
 from rsd.workers.api.refusals import (
-    allowances,
     classify_body,
     classify_status,
     duration,
     excerpt,
+    rate_windows,
     retry_after,
 )
 
@@ -209,7 +209,7 @@ UNSUPPORTED: list[tuple[Any, str]] = [
 def test_a_400_that_names_a_parameter_adapts_the_profile(body: Any, param: str) -> None:
     error = classify_status(400, body, "", {}, NOW)
     assert (error.error, error.param) == (E.UNSUPPORTED, param)
-    assert adapt(Profile(), error) not in (None, Profile())
+    assert adapt(RequestDialect(), error) not in (None, RequestDialect())
 
 
 def test_errors_inside_a_200() -> None:
@@ -284,7 +284,7 @@ def test_excerpts_are_short_printable_lines() -> None:
     assert len(excerpt("x" * 1000)) == 300
 
 
-# ---------------------------------------------------------------------------------------- profiles
+# ---------------------------------------------------------------------------------------- dialects
 
 
 @pytest.mark.parametrize(
@@ -303,9 +303,9 @@ def test_excerpts_are_short_printable_lines() -> None:
 )
 def test_reasoning_models_are_known_by_name(model: str, reasons: bool) -> None:
     assert is_reasoning(model) is reasons
-    profile = initial_profile(model, "grade")
-    assert ("temperature" in profile.drop) is reasons
-    assert profile.token_parameter == ("max_completion_tokens" if reasons else "max_tokens")
+    dialect = initial_dialect(model, "grade")
+    assert ("temperature" in dialect.drop) is reasons
+    assert dialect.token_parameter == ("max_completion_tokens" if reasons else "max_tokens")
 
 
 names = st.one_of(
@@ -317,19 +317,19 @@ names = st.one_of(
 
 @given(st.lists(names, min_size=60, max_size=90))
 def test_adapting_comes_to_an_end(params: list[str]) -> None:
-    profile, steps = Profile(), 0
+    dialect, steps = RequestDialect(), 0
     for param in params:
         error = CallError(error=E.UNSUPPORTED, message="", param=param)
-        adapted = adapt(profile, error)
+        adapted = adapt(dialect, error)
         if adapted is not None:
-            assert adapted != profile
-            profile, steps = adapted, steps + 1
+            assert adapted != dialect
+            dialect, steps = adapted, steps + 1
     assert steps <= 13
 
 
 def test_only_an_unsupported_parameter_adapts() -> None:
-    assert adapt(Profile(), CallError(error=E.REFUSED, message="", param="top_k")) is None
-    assert adapt(Profile(), CallError(error=E.UNSUPPORTED, message="")) is None
+    assert adapt(RequestDialect(), CallError(error=E.REFUSED, message="", param="top_k")) is None
+    assert adapt(RequestDialect(), CallError(error=E.UNSUPPORTED, message="")) is None
 
 
 def test_what_is_left_is_read_from_headers_and_only_positive_numbers_are_believed() -> None:
@@ -339,8 +339,8 @@ def test_what_is_left_is_read_from_headers_and_only_positive_numbers_are_believe
         "x-ratelimit-remaining-tokens": "149984",
         "x-ratelimit-reset-tokens": "6ms",
     }
-    found = {a.tokens: (a.remaining, a.seconds) for a in allowances(headers, 0.0)}
+    found = {a.tokens: (a.remaining, a.seconds) for a in rate_windows(headers, 0.0)}
     assert found == {False: (59.0, 60.0), True: (149984.0, 0.006)}
     azure = {"x-ratelimit-remaining-requests": "-1", "x-ratelimit-reset-requests": "0"}
-    assert allowances(azure, 0.0) == ()
-    assert allowances({"content-type": "application/json"}, 0.0) == ()
+    assert rate_windows(azure, 0.0) == ()
+    assert rate_windows({"content-type": "application/json"}, 0.0) == ()

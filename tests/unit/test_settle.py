@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rsd.hub.folder.stable import CAPACITY, SettleTable, is_candidate
+from rsd.hub.folder.stable import CAPACITY, StabilityTable, is_candidate
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_names_that_are_ignored(name: bytes) -> None:
 
 
 def test_ready_after_quiet_with_equal_stat() -> None:
-    table = SettleTable(2.0, 60.0)
+    table = StabilityTable(2.0, 60.0)
     table.note(b"a", 10, 1, 100.0)
     assert table.due(101.9) == []
     assert table.due(102.0) == [b"a"]
@@ -60,7 +60,7 @@ def test_ready_after_quiet_with_equal_stat() -> None:
 
 
 def test_every_event_begins_the_quiet_anew() -> None:
-    table = SettleTable(2.0, 60.0)
+    table = StabilityTable(2.0, 60.0)
     table.note(b"a", 10, 1, 100.0)
     table.note(b"a", 20, 2, 101.5)
     assert table.due(102.0) == []
@@ -68,7 +68,7 @@ def test_every_event_begins_the_quiet_anew() -> None:
 
 
 def test_a_file_that_grew_without_an_event_waits_again() -> None:
-    table = SettleTable(2.0, 60.0)
+    table = StabilityTable(2.0, 60.0)
     table.note(b"a", 10, 1, 100.0)
     assert table.due(102.0) == [b"a"]
     assert not table.confirm(b"a", 11, 1, 102.0)
@@ -78,7 +78,7 @@ def test_a_file_that_grew_without_an_event_waits_again() -> None:
 
 
 def test_an_empty_file_is_waited_for_as_long_as_the_patience() -> None:
-    table = SettleTable(2.0, 10.0)
+    table = StabilityTable(2.0, 10.0)
     table.note(b"a", 0, 1, 100.0)
     for now in (102.0, 104.0, 106.0, 108.0):
         assert table.due(now) == [b"a"]
@@ -88,7 +88,7 @@ def test_an_empty_file_is_waited_for_as_long_as_the_patience() -> None:
 
 
 def test_a_full_table_says_so_and_forgetting_makes_room() -> None:
-    table = SettleTable(2.0, 10.0)
+    table = StabilityTable(2.0, 10.0)
     for k in range(CAPACITY):
         table.note(b"%d" % k, 1, 1, 0.0)
     assert not table.overflowed and table.room == 0
@@ -106,7 +106,7 @@ def test_a_full_table_says_so_and_forgetting_makes_room() -> None:
 def test_nothing_is_ready_before_its_quiet_time_and_nothing_is_lost(
     events: list[tuple[float, int, int]],
 ) -> None:
-    table = SettleTable(2.0, 0.0)
+    table = StabilityTable(2.0, 0.0)
     last: dict[bytes, tuple[float, int]] = {}
     for now, name, size in sorted(events):
         path = b"%d" % name

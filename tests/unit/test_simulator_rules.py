@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from rsd.protocol.tasks import Answer, Judge
-from rsd.protocol.vocabulary import Profile
+from rsd.protocol.tasks import Answer, GradeCandidates
+from rsd.protocol.vocabulary import RequestDialect
 from rsd.simulator import grader, vllm
 from rsd.simulator.answers import Params, candidate_text, grade
 from rsd.simulator.counters import Counters
@@ -172,7 +172,7 @@ def judged(
 ) -> tuple[question_.Question, Reply]:
     """A grading call as the workers make it, answered."""
     template = "Grade these.\n{candidate_answers}" if listwise else "Grade.\n{generated_answer}"
-    task = Judge(
+    task = GradeCandidates(
         image="i",
         sha256="s",
         round=0,
@@ -180,7 +180,7 @@ def judged(
         answers=tuple(Answer(index=k, number=number, content=t) for k, t in enumerate(answers)),
         endpoint="e",
         model="o4-mini",
-        profile=Profile(),
+        dialect=RequestDialect(),
         max_tokens=8192,
         shuffle_seed="x",
     )

@@ -31,9 +31,9 @@ from rsd.protocol.tasks import (
     Failed,
     Generate,
     Generated,
+    GradeCandidates,
     Graded,
-    Judge,
-    Judgement,
+    GradeGiven,
     LoadRead,
     Prepare,
     Prepared,
@@ -211,7 +211,7 @@ class World:
             case Persist(seq=seq, fact=fact):
                 self.facts.append((seq, fact))
             case Ask(query=query):
-                self.questions.append((self.brain.journal.seq, query))
+                self.questions.append((self.brain.turn.seq, query))
             case Finished():
                 self.finished = True
             case events.Ended():
@@ -238,7 +238,7 @@ class World:
         self.hire(worker.partition("-")[0])
 
     def open(self, paths: list[bytes]) -> None:
-        self.think(events.Started(backlog_high=0, profiles=()))
+        self.think(events.Started(backlog_high=0, dialects=()))
         for _ in range(2):
             self.hire("generate")
             self.hire("grade")
@@ -331,11 +331,11 @@ class World:
                 model=task.model,
                 timestamp=0.0,
             )
-        assert isinstance(task, Judge)
+        assert isinstance(task, GradeCandidates)
         return Graded(
             lease=lease,
-            judgements=tuple(
-                Judgement(
+            grades=tuple(
+                GradeGiven(
                     index=a.index, number=a.number, score=score(a.content, a.number), explanation=""
                 )
                 for a in task.answers

@@ -39,7 +39,7 @@ from rsd.hub.brain.outcomes import GiveUp, Retry, Split, after_failure, pause
 from rsd.hub.brain.queue import GENERATE, JUDGE, LOAD, PREPARE, PROBE, Work
 from rsd.hub.brain.replies import candidates_of, grades_of
 from rsd.hub.brain.rounds import Rounds
-from rsd.hub.brain.turn import Journal
+from rsd.hub.brain.turn import Turn
 from rsd.protocol.dialects import adapt
 from rsd.protocol.facts import (
     CandidateGraded,
@@ -56,8 +56,8 @@ from rsd.protocol.tasks import (
     Generate,
     Generated,
     GivenBack,
+    GradeCandidates,
     Graded,
-    Judge,
     LeaseId,
     LoadRead,
     Prepare,
@@ -83,10 +83,10 @@ class Brain:
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
-        self.journal = Journal()
+        self.turn = Turn()
         self.dispatch = Dispatcher(policy)
-        self.intake = Intake(policy, self.journal, self.dispatch)
-        self.rounds = Rounds(policy, self.journal, self.dispatch)
+        self.intake = Intake(policy, self.turn, self.dispatch)
+        self.rounds = Rounds(policy, self.turn, self.dispatch)
         self.draining = False
         self._stored: set[str] = set()  # recipes that the writer has
         self.started = False  #: the writer is open
@@ -100,11 +100,11 @@ class Brain:
 
     def handle_all(self, events: Iterable[Event], now: float, wall: float) -> list[Action]:
         """Several events that came together: what they allow is looked at once, at their end."""
-        self.journal.begin(now, wall)
+        self.turn.begin(now, wall)
         for event in events:
             self._take(event)
         self._move_on()
-        return self.journal.out
+        return self.turn.out
 
     def _take(self, event: Event) -> None:
         match event:
@@ -122,18 +122,18 @@ class Brain:
                 self._replied(worker, reply)
             case FilesSeen(facts=facts) | RetryAsked(facts=facts):
                 for fact in facts:
-                    self.journal.persist(fact)
+                    self.turn.persist(fact)
             case PathsGone(facts=facts):
                 self._gone(facts)
             case Recovered(history=history, recipe=recipe):
                 self._stored.add(recipe.fingerprint)
                 if history.image not in self.rounds.images:  # a writer died while telling
                     self.rounds.activate(ActiveImage.from_history(history, recipe))
-            case Started(backlog_high=high, profiles=profiles):
+            case Started(backlog_high=high, dialects=dialects):
                 self.started, self.intake.backlog_high = True, high
-                self.dispatch.restore(profiles)
+                self.dispatch.restore(dialects)
             case Committed(seq=seq, stats=stats):
-                self.journal.acknowledge(seq)
+                self.turn.acknowledge(seq)
                 self.intake.backlog_high = max(self.intake.backlog_high, stats.backlog_high)
                 self.rounds.durable(seq)
             case BacklogPage():
@@ -143,7 +143,7 @@ class Brain:
             case ScanDone(only=only):
                 self._scan_done, self.intake.only = True, only
             case HostPressure(level=level):
-                self.dispatch.set_level(level, self.journal.now)
+                self.dispatch.set_level(level, self.turn.now)
             case PolicyChanged(policy=policy):
                 self.policy = self.intake.policy = self.rounds.policy = policy
                 self.dispatch.configure(policy)
@@ -157,10 +157,10 @@ class Brain:
     # --------------------------------------------------------------------------------- the cycle
 
     def _move_on(self) -> None:
-        self.journal.out += self.dispatch.recall(self.journal.now, draining=self.draining)
+        self.turn.out += self.dispatch.recall(self.turn.now, draining=self.draining)
         if self.draining or not self.started:
             return
-        now = self.journal.now
+        now = self.turn.now
         self.dispatch.due(now)
         self.rounds.forget_departed()
         self.rounds.start_steps()
@@ -168,15 +168,15 @@ class Brain:
             planned = self.dispatch.planned("generate")
             planned += self.rounds.starting * self._requests
             self.intake.admit(len(self.rounds.images), planned, self._requests)
-        if not self.journal.full:
-            self.journal.out += self.dispatch.assign_probes(now)
-            self.journal.out += self.dispatch.assign_looks(now)
-            self.journal.out += self.dispatch.assign(now, self._task)
-            self.journal.out += self.dispatch.assign_prepares(now, self._prepare_task)
-        idle = self.intake.idle and not self.rounds.images and not self.journal.unacknowledged
+        if not self.turn.full:
+            self.turn.out += self.dispatch.assign_probes(now)
+            self.turn.out += self.dispatch.assign_looks(now)
+            self.turn.out += self.dispatch.assign(now, self._task)
+            self.turn.out += self.dispatch.assign_prepares(now, self._prepare_task)
+        idle = self.intake.idle and not self.rounds.images and not self.turn.unacknowledged
         if self.policy.once and self._scan_done and idle and not self._finished:
             self._finished = True
-            self.journal.out.append(Finished())
+            self.turn.out.append(Finished())
 
     def _prepare_task(self, work: Work) -> Task | None:
         if not work.respool:
@@ -190,7 +190,7 @@ class Brain:
             return None
         if work.kind == JUDGE:
             first = work.indices[0]
-            return Judge(
+            return GradeCandidates(
                 image=image.image,
                 sha256=image.sha256,
                 round=image.draws[first].round,
@@ -198,13 +198,13 @@ class Brain:
                 answers=image.answers(work.indices, work.number),
                 endpoint=endpoint.url,
                 model=endpoint.model,
-                profile=endpoint.profile,
+                dialect=endpoint.dialect,
                 max_tokens=int(self.policy.grade_tokens * work.token_factor),
                 reasoning_effort=self.policy.reasoning_effort,
                 reduced=work.reduced,
                 shuffle_seed=f"{image.sha256}:{image.draws[first].round}:{first}:{work.number}",
             )
-        if len(work.indices) > 1 and not endpoint.profile.multiple:
+        if len(work.indices) > 1 and not endpoint.dialect.multiple:
             self.rounds.split(work)
             return None
         draw = image.draws[work.indices[0]].planned
@@ -220,7 +220,7 @@ class Brain:
             max_tokens=max(1, int(image.recipe.max_tokens * work.token_factor)),
             endpoint=endpoint.url,
             model=endpoint.model,
-            profile=endpoint.profile,
+            dialect=endpoint.dialect,
             reduced=work.reduced,
         )
 
@@ -235,8 +235,8 @@ class Brain:
             image = ActiveImage(mine, queued.path, version, info, recipe, recipe.fingerprint)
         if image.config not in self._stored:
             self._stored.add(image.config)
-            self.journal.persist(ConfigStored(recipe=recipe), size=16_384)
-        self.journal.persist(
+            self.turn.persist(ConfigStored(recipe=recipe), size=16_384)
+        self.turn.persist(
             ImageStarted(
                 image=mine,
                 queued_as=queued.image,
@@ -245,7 +245,7 @@ class Brain:
                 version=version,
                 info=info,
                 config=image.config,
-                time=self.journal.wall,
+                time=self.turn.wall,
             )
         )
         self.rounds.activate(image)
@@ -253,11 +253,11 @@ class Brain:
     def _gone(self, facts: tuple[Fact, ...]) -> None:
         paths = {f.path for f in facts if isinstance(f, ImageGone)}
         for fact in facts:
-            self.journal.persist(fact)
+            self.turn.persist(fact)
         self.intake.gone(paths)
         for image in [i for i in self.rounds.images.values() if i.path in paths]:
             self.rounds.cancel(image)
-            self.journal.ended(image.image, image.path, "withdrawn", "file_removed")
+            self.turn.ended(image.image, image.path, "withdrawn", "file_removed")
 
     # ------------------------------------------------------------------------------------ replies
 
@@ -271,14 +271,14 @@ class Brain:
         if reply.lease is not None:
             work = self.dispatch.settle(worker, reply.lease, usage)
         if isinstance(reply, Crashed):
-            self.journal.say("error", f"a bug in worker {worker}:\n{reply.traceback}")
+            self.turn.log("error", f"a bug in worker {worker}:\n{reply.traceback}")
         if work is None:
             return
         endpoint = self.dispatch.endpoint(work)
         if endpoint is not None and isinstance(reply, Generated | Graded):
-            endpoint.succeeded(self.journal.now)
-            if reply.allowances:
-                self.dispatch.told(endpoint, reply.allowances, self.journal.now)
+            endpoint.succeeded(self.turn.now)
+            if reply.rate_windows:
+                self.dispatch.on_rate_headers(endpoint, reply.rate_windows, self.turn.now)
         match reply:
             case Prepared(info=info) if work.respool:
                 self._respooled(work, info)
@@ -291,7 +291,7 @@ class Brain:
             case Probed():
                 self._probed(work, reply)
             case LoadRead(running=running, waiting=waiting) if endpoint is not None:
-                endpoint.loaded(running, waiting, self.journal.now)
+                endpoint.loaded(running, waiting, self.turn.now)
             case Failed(error=error):
                 self._failed(work, error)
             case Crashed(traceback=text):
@@ -308,18 +308,18 @@ class Brain:
         for candidate in made:
             image.draws[candidate.index].candidate = candidate
             size = 512 + len(candidate.content)
-            self.journal.persist(CandidateMade(image=image.image, candidate=candidate), size)
+            self.turn.persist(CandidateMade(image=image.image, candidate=candidate), size)
         for index, error in failed:
             self.rounds.sample_failed(image, index, error)
         missing = work.indices[len(reply.completions) :]
         if missing:
             endpoint = self.dispatch.endpoint(work)
-            if endpoint is not None and endpoint.profile.multiple:
-                single = msgspec.structs.replace(endpoint.profile, multiple=False)
-                self.dispatch.learn(endpoint, single, self.journal)
+            if endpoint is not None and endpoint.dialect.multiple:
+                single = msgspec.structs.replace(endpoint.dialect, multiple=False)
+                self.dispatch.learn(endpoint, single, self.turn)
             for index in missing:
                 self.rounds.queue(image, GENERATE, (index,))
-        for indices, number in image.to_judge(work.indices):
+        for indices, number in image.to_grade(work.indices):
             self.rounds.queue(image, JUDGE, indices, number)
         self.rounds.check_barrier(image)
 
@@ -332,7 +332,7 @@ class Brain:
             if draw is not None and grade.number not in draw.grades:
                 draw.grades[grade.number] = grade.score
                 size = 512 + len(grade.explanation)
-                self.journal.persist(CandidateGraded(image=image.image, grade=grade), size)
+                self.turn.persist(CandidateGraded(image=image.image, grade=grade), size)
         if any(work.number in image.draws[i].missing() for i in work.indices):
             error = CallError(
                 error=ErrorClass.BAD_REPLY,
@@ -347,11 +347,11 @@ class Brain:
         endpoint = self.dispatch.endpoint(work)
         if endpoint is None:
             return
-        endpoint.probed(self.journal.now, model=reply.model, max_model_len=reply.max_model_len)
+        endpoint.probed(self.turn.now, model=reply.model, max_model_len=reply.max_model_len)
         self.dispatch.sampling_probed(endpoint.url)
-        self.journal.say("info", f"{endpoint.url} answers, model {reply.model}")
+        self.turn.log("info", f"{endpoint.url} answers, model {reply.model}")
         if reply.warning:
-            self.journal.say("warning", f"{endpoint.url}: {reply.warning}")
+            self.turn.log("warning", f"{endpoint.url}: {reply.warning}")
 
     def _respooled(self, work: Work, info: ImageInfo) -> None:
         self.intake.refused = ""
@@ -368,7 +368,7 @@ class Brain:
     # ------------------------------------------------------------------------------------- errors
 
     def _failed(self, work: Work, error: CallError) -> None:
-        now, endpoint = self.journal.now, self.dispatch.endpoint(work)
+        now, endpoint = self.turn.now, self.dispatch.endpoint(work)
         if work.kind == PREPARE:
             self._prepare_failed(work, error)
             return
@@ -380,7 +380,7 @@ class Brain:
             if endpoint is not None and error.error in ALIVE:
                 endpoint.probed(now, model=endpoint.model, max_model_len=None)
             elif endpoint is not None:
-                self.dispatch.endpoint_failed(endpoint, error, work, self.journal)
+                self.dispatch.endpoint_failed(endpoint, error, work, self.turn)
             return
         image = self.rounds.images.get(work.image)
         if image is None:
@@ -396,13 +396,13 @@ class Brain:
             return
         others = endpoint is not None and endpoint.answered > work.answered_before
         if endpoint is not None:
-            self.dispatch.endpoint_failed(endpoint, error, work, self.journal)
+            self.dispatch.endpoint_failed(endpoint, error, work, self.turn)
             work.answered_before = endpoint.answered
         if error.error is ErrorClass.UNSUPPORTED:
-            adapted = adapt(endpoint.profile, error) if endpoint is not None else None
-            if endpoint is None or adapted is not None or work.profile != endpoint.profile:
-                if endpoint is not None and work.profile == endpoint.profile and adapted:
-                    self.dispatch.learn(endpoint, adapted, self.journal)
+            adapted = adapt(endpoint.dialect, error) if endpoint is not None else None
+            if endpoint is None or adapted is not None or work.dialect != endpoint.dialect:
+                if endpoint is not None and work.dialect == endpoint.dialect and adapted:
+                    self.dispatch.learn(endpoint, adapted, self.turn)
                 self.dispatch.add(work, front=True)
                 return
             verdict: Retry | Split | GiveUp = GiveUp()
@@ -420,8 +420,8 @@ class Brain:
     def _short_of_memory(self, work: Work) -> None:
         """Nobody's fault: again, when the others have given theirs back."""
         work.killed += 1
-        self.journal.say("warning", "a worker is short of memory; the work is done a little later")
-        self.dispatch.later(work, self.journal.now + pause(work, self.policy))
+        self.turn.log("warning", "a worker is short of memory; the work is done a little later")
+        self.dispatch.later(work, self.turn.now + pause(work, self.policy))
 
     def _prepare_failed(self, work: Work, error: CallError) -> None:
         if error.reason == OUT_OF_MEMORY:
@@ -434,7 +434,7 @@ class Brain:
         if image is None or self.intake.waits_for_disk(work, error):
             return
         if error.error is not ErrorClass.BAD_IMAGE:  # the picture is not to blame
-            self.dispatch.later(work, self.journal.now + self.policy.backoff)
+            self.dispatch.later(work, self.turn.now + self.policy.backoff)
         else:
             status = "withdrawn" if error.reason == "vanished" else "failed"
             self.rounds.end_without_result(image, status, error.reason, error.message)
@@ -453,7 +453,7 @@ class Brain:
                 continue
             if work.kind == PREPARE and work.image == decoding and not crashed:
                 work.killed += 1
-                self.dispatch.later(work, self.journal.now + pause(work, self.policy))
+                self.dispatch.later(work, self.turn.now + pause(work, self.policy))
             else:
                 self.dispatch.add(work, front=True)
 
@@ -464,8 +464,8 @@ class Brain:
                 self.dispatch.add(work, front=True)
 
     def _expire(self) -> None:
-        works, kills = self.dispatch.expire(self.journal.now)
-        self.journal.out += kills
+        works, kills = self.dispatch.expire(self.turn.now)
+        self.turn.out += kills
         for work in works:
             error = CallError(
                 error=ErrorClass.TRANSIENT,

@@ -9,15 +9,15 @@ from collections.abc import Callable
 
 from rsd.hub.brain import leases
 from rsd.hub.brain.budgets import Budget
-from rsd.hub.brain.events import GENERATE, GRADE, Assign, KillWorker, Policy, Recall, Say
+from rsd.hub.brain.events import GENERATE, GRADE, Assign, KillWorker, Log, Policy, Recall
 from rsd.hub.brain.leases import LeaseTable
 from rsd.hub.brain.limits import MISCONFIGURED, QUOTA, UNKNOWN, UP, EndpointLimit, pick_endpoint
 from rsd.hub.brain.queue import JUDGE, LOAD, PREPARE, PROBE, Work
-from rsd.hub.brain.turn import Journal
-from rsd.protocol.dialects import initial_profile
-from rsd.protocol.facts import ProfileLearned
+from rsd.hub.brain.turn import Turn
+from rsd.protocol.dialects import initial_dialect
+from rsd.protocol.facts import DialectLearned
 from rsd.protocol.tasks import Lease, LeaseId, Probe, ReadLoad, Task
-from rsd.protocol.vocabulary import Allowance, CallError, ImageId, Profile, Usage
+from rsd.protocol.vocabulary import CallError, ImageId, RateWindow, RequestDialect, Usage
 
 #: Seconds that a lease may take beyond its call's own time-out before the worker counts as hung;
 #: the worker ends a call by itself, so this only meets workers that are stuck.
@@ -79,7 +79,7 @@ class Dispatcher:
                     probe_pause=policy.probe_pause,
                     quota_pause=policy.quota_pause,
                     model=model,
-                    profile=initial_profile(model, role),
+                    dialect=initial_dialect(model, role),
                 )
 
     # -------------------------------------------------------------------------------------- work
@@ -138,33 +138,33 @@ class Dispatcher:
         return self.endpoints.get((role, work.endpoint))
 
     def endpoint_failed(
-        self, endpoint: EndpointLimit, error: CallError, work: Work, journal: Journal
+        self, endpoint: EndpointLimit, error: CallError, work: Work, turn: Turn
     ) -> None:
         """Tell the endpoint's limit, and the log when its state changed."""
         before = endpoint.state
-        endpoint.failed(error, journal.now, work.lent_at or None)
+        endpoint.failed(error, turn.now, work.lent_at or None)
         if endpoint.state != before:
             text = f"{endpoint.url} is {WORDS.get(endpoint.state, endpoint.state)}"
-            journal.say("warning", f"{text}: {endpoint.reason}; items wait")
+            turn.log("warning", f"{text}: {endpoint.reason}; items wait")
 
-    def told(self, endpoint: EndpointLimit, allowances: tuple[Allowance, ...], now: float) -> None:
+    def on_rate_headers(
+        self, endpoint: EndpointLimit, windows: tuple[RateWindow, ...], now: float
+    ) -> None:
         """A server named what it will still take."""
-        endpoint.told(allowances, sum(self.budgets[endpoint.role].guess), now)
+        endpoint.on_rate_headers(windows, sum(self.budgets[endpoint.role].guess), now)
 
-    def learn(self, endpoint: EndpointLimit, profile: Profile, journal: Journal) -> None:
+    def learn(self, endpoint: EndpointLimit, dialect: RequestDialect, turn: Turn) -> None:
         """This endpoint wants to be asked in another way: remember it, say so once."""
-        endpoint.profile = profile
-        journal.persist(
-            ProfileLearned(endpoint=endpoint.url, model=endpoint.model, profile=profile)
-        )
-        journal.say("info", f"{endpoint.url} {endpoint.model} is asked with {profile}")
+        endpoint.dialect = dialect
+        turn.persist(DialectLearned(endpoint=endpoint.url, model=endpoint.model, dialect=dialect))
+        turn.log("info", f"{endpoint.url} {endpoint.model} is asked with {dialect}")
 
-    def restore(self, learned: tuple[ProfileLearned, ...]) -> None:
+    def restore(self, learned: tuple[DialectLearned, ...]) -> None:
         """What earlier lives of the hub learned."""
         for known in learned:
             for endpoint in self.endpoints.values():
                 if (endpoint.url, endpoint.model) == (known.endpoint, known.model):
-                    endpoint.profile = known.profile
+                    endpoint.dialect = known.dialect
 
     def usable(self, role: str) -> bool:
         """Whether any endpoint of this role answers."""
@@ -218,7 +218,7 @@ class Dispatcher:
                     continue
                 if work.tried != endpoint.url:
                     work.tried, work.answered_before = endpoint.url, endpoint.answered
-                work.endpoint, work.profile = endpoint.url, endpoint.profile
+                work.endpoint, work.dialect = endpoint.url, endpoint.dialect
                 work.lent_at = now
                 work.reserved = self.budgets[role].started()
                 endpoint.started()
@@ -319,7 +319,7 @@ class Dispatcher:
                 endpoint=url,
                 model=self.policy.models[index] or endpoint.model,
                 sampling=sampling,
-                profile=endpoint.profile,
+                dialect=endpoint.dialect,
             )
             out.append(Assign(worker=worker.name, lease=Lease(lease=number, task=task)))
         return out
@@ -370,12 +370,12 @@ class Dispatcher:
             self._ended(work)
         return works, decoding
 
-    def expire(self, now: float) -> tuple[list[Work], list[KillWorker | Say]]:
+    def expire(self, now: float) -> tuple[list[Work], list[KillWorker | Log]]:
         """Leases past their deadline, and the workers to be killed for it."""
         works, silent = self.leases.expire(now)
         for work in works:
             self._ended(work)
-        kills: list[KillWorker | Say] = [
+        kills: list[KillWorker | Log] = [
             KillWorker(worker=name, why="all its leases are overdue") for name in silent
         ]
         return works, kills

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rsd.protocol.facts import Fact, ProfileLearned
+from rsd.protocol.facts import DialectLearned, Fact
 from rsd.protocol.tasks import (
     Crashed,
     Decoding,
@@ -115,7 +115,7 @@ class Started:
     """The writer is open; what it remembered came as `Recovered` before."""
 
     backlog_high: int
-    profiles: tuple[ProfileLearned, ...]
+    dialects: tuple[DialectLearned, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,7 +221,7 @@ class Recall:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Say:
+class Log:
     """A line for the log."""
 
     level: str  #: `info`, `warning` or `error`
@@ -244,4 +244,4 @@ class Finished:
     """`--once`: all is done and durable."""
 
 
-Action = Assign | Persist | Ask | Forget | KillWorker | Recall | Say | Ended | Finished
+Action = Assign | Persist | Ask | Forget | KillWorker | Recall | Log | Ended | Finished

@@ -38,7 +38,7 @@ class Draw:
     @property
     def gradable(self) -> bool:
         """Whether there is an answer that a grader should see."""
-        return self.candidate is not None and not self.candidate.flaw
+        return self.candidate is not None and not self.candidate.rejected_because
 
     @property
     def answered(self) -> bool:
@@ -151,7 +151,7 @@ class ActiveImage:
                 requests.append([index])
         return [tuple(r) for r in requests]
 
-    def to_judge(self, indices: Iterable[int] | None = None) -> list[tuple[tuple[int, ...], int]]:
+    def to_grade(self, indices: Iterable[int] | None = None) -> list[tuple[tuple[int, ...], int]]:
         """Grading calls that these answers (default: all) make possible: (indices, grade number).
 
         Pointwise: one candidate a call. Listwise: a round is judged when it is complete, and its

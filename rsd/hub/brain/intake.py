@@ -14,7 +14,7 @@ from rsd.hub.brain.dispatch import Dispatcher
 from rsd.hub.brain.events import GENERATE, Ask, Policy
 from rsd.hub.brain.outcomes import Retry, after_failure, pause
 from rsd.hub.brain.queue import PREPARE, Work
-from rsd.hub.brain.turn import Journal
+from rsd.hub.brain.turn import Turn
 from rsd.protocol.facts import DecodeCrashed, ImageChecked, ImageSetAside
 from rsd.protocol.tasks import Prepare
 from rsd.protocol.vocabulary import SPOOL_REFUSED, CallError, ImageId, ImageInfo, image_id
@@ -43,9 +43,9 @@ DEFERRED_MAX, LOOKS_WHILE_YOUNG = 1_000, 4
 class Intake:
     """Everything between `ImageEnrolled` and `ImageStarted`."""
 
-    def __init__(self, policy: Policy, journal: Journal, dispatch: Dispatcher) -> None:
+    def __init__(self, policy: Policy, turn: Turn, dispatch: Dispatcher) -> None:
         self.policy = policy
-        self.journal = journal
+        self.turn = turn
         self.dispatch = dispatch
         self.window: deque[QueuedImage] = deque()
         self.preparing: dict[ImageId, Work] = {}  #: admitted, not verified yet
@@ -81,7 +81,7 @@ class Intake:
         """
         if not self.dispatch.usable(GENERATE) or self.dispatch.paused:
             return
-        ahead = PLANNED_AHEAD * max(1, self.dispatch.ceiling(GENERATE, self.journal.now))
+        ahead = PLANNED_AHEAD * max(1, self.dispatch.ceiling(GENERATE, self.turn.now))
         planned += self.busy * requests_per_image
         while self.window and active + self.busy < ACTIVE_MAX:
             if planned >= ahead and active + self.busy >= ACTIVE_MIN:
@@ -95,9 +95,9 @@ class Intake:
             self.dispatch.add(work)
             planned += requests_per_image
         if not self.window and self._asking is None and self.cursor < self.backlog_high:
-            self._asking = (self.journal.query(), self.backlog_high)
+            self._asking = (self.turn.query(), self.backlog_high)
             query = ReadBacklog(query=self._asking[0], after=self.cursor, count=WINDOW)
-            self.journal.out.append(Ask(query=query))
+            self.turn.out.append(Ask(query=query))
 
     def page(self, page: BacklogPage) -> None:
         """The next queued images came from disk."""
@@ -136,11 +136,11 @@ class Intake:
         if queued is None or work.image not in self.preparing:
             return
         if work.image in departed:
-            self.dispatch.later(work, self.journal.now + 1.0)
+            self.dispatch.later(work, self.turn.now + 1.0)
             return
         self._done(work)
         if queued.status != "queued" and queued.sha256 == info.sha256:
-            self.journal.persist(ImageChecked(image=queued.image, queue_seq=queued.queue_seq))
+            self.turn.persist(ImageChecked(image=queued.image, queue_seq=queued.queue_seq))
         elif info.sha256 in self._claims:
             self._claims[info.sha256].append((queued, info))
         elif info.sha256 in active:
@@ -151,8 +151,8 @@ class Intake:
 
     def _find(self, queued: QueuedImage, info: ImageInfo) -> None:
         mine, _ = identity(queued, info.sha256)
-        query = FindContent(query=self.journal.query(), sha256=info.sha256, image=mine)
-        self.journal.out.append(Ask(query=query))
+        query = FindContent(query=self.turn.query(), sha256=info.sha256, image=mine)
+        self.turn.out.append(Ask(query=query))
 
     def content_found(
         self,
@@ -183,18 +183,18 @@ class Intake:
         if self.waits_for_disk(work, error):
             return
         if error.error is not ErrorClass.BAD_IMAGE:
-            verdict = after_failure(work, error, True, self.journal.now, self.policy)
+            verdict = after_failure(work, error, True, self.turn.now, self.policy)
             if isinstance(verdict, Retry):
                 self.dispatch.later(work, verdict.at)
                 return
         if error.reason in ("truncated", "empty") and self._still_young(work):
-            at = self.journal.now + self.policy.patience / LOOKS_WHILE_YOUNG
+            at = self.turn.now + self.policy.patience / LOOKS_WHILE_YOUNG
             self.dispatch.later(work, at)
             return
         self._done(work)
         known = queued.status != "queued"
         if known and (error.reason in ("vanished", "unreadable") or error.sha256 == queued.sha256):
-            self.journal.persist(ImageChecked(image=queued.image, queue_seq=queued.queue_seq))
+            self.turn.persist(ImageChecked(image=queued.image, queue_seq=queued.queue_seq))
             return
         status = "withdrawn" if error.reason == "vanished" else "failed"
         reason = error.reason or error.error.value
@@ -205,9 +205,9 @@ class Intake:
         if error.reason != SPOOL_REFUSED:
             return False
         if not self.refused:
-            self.journal.say("error", f"cannot write: {error.message}; nothing is lost, work waits")
+            self.turn.log("error", f"cannot write: {error.message}; nothing is lost, work waits")
         self.refused = error.message
-        self.dispatch.later(work, self.journal.now + pause(work, self.policy))
+        self.dispatch.later(work, self.turn.now + pause(work, self.policy))
         return True
 
     def crashed(self, image: ImageId) -> bool:
@@ -217,7 +217,7 @@ class Intake:
         work = self.preparing.get(image)
         if work is None or work.queued is None:
             return False
-        self.journal.persist(DecodeCrashed(image=image))
+        self.turn.persist(DecodeCrashed(image=image))
         self._crashes[image] = self._crashes.get(image, 0) + 1
         if self._crashes[image] < CRASHES_TO_CONVICT:
             return False
@@ -238,9 +238,9 @@ class Intake:
         if work.deferred_since is None:
             if self.policy.patience <= 0 or self.deferred >= DEFERRED_MAX:
                 return False
-            work.deferred_since = self.journal.now
+            work.deferred_since = self.turn.now
             self.deferred += 1
-        return self.journal.now - work.deferred_since < self.policy.patience
+        return self.turn.now - work.deferred_since < self.policy.patience
 
     def _duplicate(self, queued: QueuedImage, info: ImageInfo, of: ImageId) -> None:
         self._set_aside(queued, "duplicate", "same_content", info=info, of=of)
@@ -258,7 +258,7 @@ class Intake:
     ) -> None:
         sha256 = info.sha256 if info else sha256
         mine, version = identity(queued, sha256)
-        self.journal.persist(
+        self.turn.persist(
             ImageSetAside(
                 image=mine,
                 status=status,
@@ -271,10 +271,10 @@ class Intake:
                 queued_as=queued.image,
                 path=queued.path,
                 version=version,
-                time=self.journal.wall,
+                time=self.turn.wall,
             )
         )
-        self.journal.ended(mine, queued.path, status, reason)
+        self.turn.ended(mine, queued.path, status, reason)
 
 
 def identity(queued: QueuedImage, sha256: str) -> tuple[ImageId, int]:

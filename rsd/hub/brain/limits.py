@@ -15,7 +15,7 @@ import math
 from dataclasses import dataclass, field
 
 from rsd.errors import ErrorClass
-from rsd.protocol.vocabulary import Allowance, CallError, Profile
+from rsd.protocol.vocabulary import CallError, RateWindow, RequestDialect
 
 #: Requests in flight that an endpoint starts with, or this share of its cap if that is more; slow
 #: start doubles it every round trip.
@@ -56,7 +56,7 @@ class EndpointLimit:
     probe_pause: float
     quota_pause: float
     model: str = ""  #: resolved by the first probe when the setting is empty
-    profile: Profile = field(default_factory=Profile)
+    dialect: RequestDialect = field(default_factory=RequestDialect)
     state: str = UNKNOWN
     reason: str = ""  #: why it is not up, or the last refusal of one that limits the rate
     limit: float = FIRST_LIMIT
@@ -78,8 +78,8 @@ class EndpointLimit:
     observing: bool = False
     observe_at: float = 0.0
     queued: float = 0.0  #: of our calls, those that wait in the server's queue, by its last word
-    window_left: float = 0.0  #: calls that the server will take before `window_until`
-    window_until: float = 0.0
+    rate_window_remaining: float = 0.0  #: calls that it takes before then
+    rate_window_until: float = 0.0
     _before: float = 2.0  #: the limit before the last cut
     _credit: int = 0  #: answers that may still grow the limit: it was in use when they began
 
@@ -94,7 +94,11 @@ class EndpointLimit:
         if self.state != UP or now < self.cool_until:
             return 0
         room = max(0, int(self.limit) + self.ahead - self.in_flight)
-        return room if now >= self.window_until else max(0, min(room, int(self.window_left)))
+        return (
+            room
+            if now >= self.rate_window_until
+            else max(0, min(room, int(self.rate_window_remaining)))
+        )
 
     @property
     def usable(self) -> bool:
@@ -111,18 +115,20 @@ class EndpointLimit:
     def started(self) -> None:
         """A request was leased."""
         self.in_flight += 1
-        self.window_left -= 1
+        self.rate_window_remaining -= 1
         if self.in_flight >= USED_TO_GROW * int(self.limit):
             self._credit = self.in_flight
 
-    def told(self, allowances: tuple[Allowance, ...], tokens_per_call: float, now: float) -> None:
+    def on_rate_headers(
+        self, windows: tuple[RateWindow, ...], tokens_per_call: float, now: float
+    ) -> None:
         """The server says what it will still take: no more is started until that begins anew."""
-        for allowance in allowances:
-            size = max(1.0, tokens_per_call) if allowance.tokens else 1.0
-            calls = allowance.remaining / size - self.in_flight  # those may not be counted yet
-            until = now + allowance.seconds
-            if now >= self.window_until or calls < self.window_left:
-                self.window_left, self.window_until = max(0.0, calls), until
+        for window in windows:
+            size = max(1.0, tokens_per_call) if window.tokens else 1.0
+            calls = window.remaining / size - self.in_flight  # those may not be counted yet
+            until = now + window.seconds
+            if now >= self.rate_window_until or calls < self.rate_window_remaining:
+                self.rate_window_remaining, self.rate_window_until = max(0.0, calls), until
 
     def ended(self) -> None:
         """Its lease ended, however."""
@@ -164,7 +170,7 @@ class EndpointLimit:
                     self.refusals = 0
                     self._suspend(MISCONFIGURED, error, now, self._pause(now, SETUP_PAUSE_MAX))
             case _:
-                # The server works: this item had a wrong answer, or one that needs another profile.
+                # The server works: this item had a wrong answer, or one that needs another dialect.
                 self.answered += 1
                 self.failures = 0
 

@@ -37,7 +37,7 @@ _OPENER: Final = re.compile(
 )
 
 
-def flaw_of(completion: Completion) -> str:
+def rejection_of(completion: Completion) -> str:
     """Why an answer is not worth a grader's money; "" if it is."""
     if completion.finish_reason == "length":
         return "truncated"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rsd.protocol.vocabulary import ImageId, Profile
+from rsd.protocol.vocabulary import ImageId, RequestDialect
 from rsd.protocol.writer_talk import QueuedImage
 
 PREPARE, GENERATE, JUDGE, PROBE = "prepare", "generate", "judge", "probe"
@@ -29,7 +29,7 @@ class Work:
     first_counted: float | None = None
     killed: int = 0  #: tries ended by a kill or by a lack of memory: nobody's fault
     busy: int = 0  #: refusals as busy, for requests with `n` that can never fit
-    profile: Profile | None = None  #: that the running or last try was made with
+    dialect: RequestDialect | None = None  #: that the running or last try was made with
     reduced: bool = False  #: the picture is sent at half its size
     token_factor: float = 1.0
     lent_at: float = 0.0  #: of the running or last try

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rsd.errors import ErrorClass
 from rsd.hub.brain.image import ActiveImage
-from rsd.hub.brain.prefilter import flaw_of
+from rsd.hub.brain.prefilter import rejection_of
 from rsd.hub.brain.queue import Work
 from rsd.protocol.tasks import Generated, Graded
 from rsd.protocol.vocabulary import CallError, Candidate, Grade, Usage
@@ -35,7 +35,7 @@ def candidates_of(
                 seed=draw.planned.seed,
                 content=completion.content,
                 finish_reason=completion.finish_reason,
-                flaw=flaw_of(completion),
+                rejected_because=rejection_of(completion),
                 generation_time=reply.seconds,
                 usage=_share(reply.usage, count),
                 model=reply.model,
@@ -63,7 +63,7 @@ def grades_of(work: Work, reply: Graded) -> list[Grade]:
             endpoint=work.endpoint,
             timestamp=reply.timestamp,
         )
-        for judgement in reply.judgements
+        for judgement in reply.grades
     ]
 
 

@@ -8,7 +8,7 @@ from rsd.hub.brain.dispatch import Dispatcher
 from rsd.hub.brain.events import GRADE, Forget, Policy
 from rsd.hub.brain.image import ActiveImage
 from rsd.hub.brain.queue import GENERATE, JUDGE, Work
-from rsd.hub.brain.turn import Journal
+from rsd.hub.brain.turn import Turn
 from rsd.protocol.facts import GradingFailed, ImageDecided, ImageSetAside, SampleFailed, StepChosen
 from rsd.protocol.vocabulary import CallError, ImageId
 from rsd.strategy.base import Regrade, Sample, Stop
@@ -21,9 +21,9 @@ GRADING_AHEAD = 2
 class Rounds:
     """Every image between `ImageStarted` and its end."""
 
-    def __init__(self, policy: Policy, journal: Journal, dispatch: Dispatcher) -> None:
+    def __init__(self, policy: Policy, turn: Turn, dispatch: Dispatcher) -> None:
         self.policy = policy
-        self.journal = journal
+        self.turn = turn
         self.dispatch = dispatch
         self.images: dict[ImageId, ActiveImage] = {}
         self.contents: dict[str, ImageId] = {}  #: sha256 of the active images
@@ -61,7 +61,7 @@ class Rounds:
         waiting = [i for i, d in image.draws.items() if not d.answered]
         for indices in image.to_generate(waiting, self.policy.max_n):
             self.queue(image, GENERATE, indices)
-        for indices, number in image.to_judge():
+        for indices, number in image.to_grade():
             self.queue(image, JUDGE, indices, number)
         self.check_barrier(image)
 
@@ -109,7 +109,7 @@ class Rounds:
         return self.dispatch.waiting(GRADE) >= GRADING_AHEAD * slots
 
     def _choose(self, step: StepChosen) -> None:
-        self._steps.append((self.journal.persist(step, 200 * (len(step.samples) + 1)), step))
+        self._steps.append((self.turn.persist(step, 200 * (len(step.samples) + 1)), step))
 
     def _decide(self, image: ActiveImage, stop: Stop) -> None:
         if stop.index is None:
@@ -118,7 +118,7 @@ class Rounds:
             return
         score = image.scores()[stop.index]
         quality = "high" if score >= image.recipe.score_threshold else "low"
-        self.journal.persist(
+        self.turn.persist(
             ImageDecided(
                 image=image.image,
                 decision=image.decision + 1,
@@ -127,16 +127,16 @@ class Rounds:
                 expected_score=stop.expected_score,
                 quality=quality,
                 reason=stop.reason,
-                time=self.journal.wall,
+                time=self.turn.wall,
             )
         )
         self.remove(image)
-        self.journal.ended(image.image, image.path, quality, stop.reason, score)
+        self.turn.ended(image.image, image.path, quality, stop.reason, score)
 
     def end_without_result(
         self, image: ActiveImage, status: str, reason: str, message: str = ""
     ) -> None:
-        self.journal.persist(
+        self.turn.persist(
             ImageSetAside(
                 image=image.image,
                 status=status,
@@ -147,11 +147,11 @@ class Rounds:
                 queued_as=image.image,
                 path=image.path,
                 version=image.version,
-                time=self.journal.wall,
+                time=self.turn.wall,
             )
         )
         self.cancel(image)
-        self.journal.ended(image.image, image.path, status, reason)
+        self.turn.ended(image.image, image.path, status, reason)
 
     def cancel(self, image: ActiveImage) -> None:
         """The image is withdrawn in the middle: what is queued for it must not go out."""
@@ -174,7 +174,7 @@ class Rounds:
         """The image is at its end."""
         del self.images[image.image]
         self.contents.pop(image.sha256, None)
-        self.journal.out.append(Forget(sha256=image.sha256))
+        self.turn.out.append(Forget(sha256=image.sha256))
 
     def split(self, work: Work) -> None:
         image = self.images.get(work.image)
@@ -195,28 +195,28 @@ class Rounds:
             elif work.number in image.draws[index].missing():
                 image.draws[index].failed_grades.add(work.number)
                 self._tell(image, f"grade {work.number} of candidate {index}", error)
-                self.journal.persist(
+                self.turn.persist(
                     GradingFailed(
                         image=image.image,
                         index=index,
                         number=work.number,
                         error=error,
-                        time=self.journal.wall,
+                        time=self.turn.wall,
                     ),
                     1024,
                 )
         if work.kind == GENERATE:
-            for indices, number in image.to_judge(work.indices):
+            for indices, number in image.to_grade(work.indices):
                 self.queue(image, JUDGE, indices, number)
         self.check_barrier(image)
 
     def sample_failed(self, image: ActiveImage, index: int, error: CallError) -> None:
         image.draws[index].failed = True
         self._tell(image, f"candidate {index}", error)
-        fact = SampleFailed(image=image.image, index=index, error=error, time=self.journal.wall)
-        self.journal.persist(fact, 1024)
+        fact = SampleFailed(image=image.image, index=index, error=error, time=self.turn.wall)
+        self.turn.persist(fact, 1024)
 
     def _tell(self, image: ActiveImage, what: str, error: CallError) -> None:
         name = repr(image.path.decode("utf-8", "backslashreplace"))
         told = f"{error.error.value}: {error.message or error.reason}"
-        self.journal.say("warning", f"{name}, {what}: given up ({told})")
+        self.turn.log("warning", f"{name}, {what}: given up ({told})")

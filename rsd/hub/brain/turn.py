@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from rsd.hub.brain.events import Action, Ended, Persist, Say
+from rsd.hub.brain.events import Action, Ended, Log, Persist
 from rsd.protocol.facts import Fact
 from rsd.protocol.vocabulary import ImageId
 
@@ -14,7 +14,7 @@ UNACKNOWLEDGED, UNACKNOWLEDGED_BYTES = 1_000, 32 * 1024 * 1024
 SMALL = 256
 
 
-class Journal:
+class Turn:
     """Numbers facts, and knows how far the writer is behind."""
 
     def __init__(self) -> None:
@@ -60,9 +60,9 @@ class Journal:
         self._queries += 1
         return self._queries
 
-    def say(self, level: str, text: str) -> None:
+    def log(self, level: str, text: str) -> None:
         """A line for the log."""
-        self.out.append(Say(level=level, text=text))
+        self.out.append(Log(level=level, text=text))
 
     def ended(
         self, image: ImageId, path: bytes, status: str, reason: str, score: float | None = None

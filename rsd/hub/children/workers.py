@@ -19,7 +19,7 @@ WORDS = {GENERATE: "generator", GRADE: "grader"}
 Main = Callable[[Connection, Connection, str, int], None]
 
 
-class Crew:
+class Workers:
     """The workers' places in a pool. `mains`: what runs in a process of each role."""
 
     def __init__(self, pool: Pool, mains: Mapping[str, Main]) -> None:
@@ -61,7 +61,7 @@ class Crew:
                 self._pool.put(child, configure_of(after, child.role))
         return leaving
 
-    def say(self, message: msgspec.Struct) -> None:
+    def broadcast(self, message: msgspec.Struct) -> None:
         """A message to every worker."""
         for child in self.workers():
             self._pool.put(child, message)

@@ -13,7 +13,7 @@ import msgspec
 
 from rsd.protocol.facts import Fact, ImageDecided, Numbered
 from rsd.protocol.vocabulary import Stats
-from rsd.protocol.writer_talk import Close, Open, Ping, Query, Resettle
+from rsd.protocol.writer_talk import Close, Open, Ping, Query, Reconfigure
 from rsd.system.failpoints import failpoint
 
 #: Seconds between two pings, and of silence after which the writer counts as hung.
@@ -22,7 +22,7 @@ PING_SECONDS, HUNG_SECONDS = 5.0, 120.0
 SILENT_SECONDS = 30.0
 
 
-class Scribe:
+class WriterClient:
     """Keeps what the writer must not miss. `send` puts a message into the writer's mailbox."""
 
     def __init__(self, opening: Open, send: Callable[[msgspec.Struct], None]) -> None:
@@ -62,7 +62,7 @@ class Scribe:
         """The writer is dead; it will be replaced."""
         self.up = False
 
-    def resettle(self, message: Resettle) -> None:
+    def reconfigure(self, message: Reconfigure) -> None:
         """A reload: for this writer and for those that will replace it."""
         self.opening = msgspec.structs.replace(
             self.opening, summary=message.summary, checkpoint_interval=message.checkpoint_interval
@@ -111,6 +111,6 @@ class Scribe:
         self._send(Close())
 
     @property
-    def settled(self) -> bool:
+    def all_durable(self) -> bool:
         """Whether everything sent is durable."""
         return not self._facts

@@ -62,7 +62,7 @@ class _Entry:
     empty_since: float | None
 
 
-class SettleTable:
+class StabilityTable:
     """Files on their way. The caller stats what is `due` and tells the table by `confirm`."""
 
     def __init__(self, settle_seconds: float, patience_seconds: float) -> None:

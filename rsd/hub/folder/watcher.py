@@ -26,7 +26,7 @@ from watchdog.events import (
 )
 from watchdog.observers import Observer
 
-from rsd.hub.folder.stable import SettleTable, is_candidate, is_open_folder
+from rsd.hub.folder.stable import StabilityTable, is_candidate, is_open_folder
 from rsd.protocol.vocabulary import FileStat
 from rsd.settings.fields import Watch
 from rsd.system.files import filesystem_type
@@ -102,7 +102,7 @@ class Watcher:
         self._once, self._limit = once, limit
         self.mode = self._choose_mode()
         self.scanned_at: float | None = None  #: monotonic, of the last complete scan
-        self._table = SettleTable(
+        self._table = StabilityTable(
             settings.settle_seconds, 0.0 if once else settings.patience_seconds
         )
         self._events: queue.Queue[bytes] = queue.Queue(maxsize=EVENTS_MAX)

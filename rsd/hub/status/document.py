@@ -93,7 +93,7 @@ def bottleneck(brain: Brain, blocked: str, level: str, now: float) -> str:
         endpoints = dispatch.of(role)
         if endpoints and not any(e.usable for e in endpoints):
             return "quota" if any(e.state == QUOTA for e in endpoints) else name
-    if brain.journal.full:
+    if brain.turn.full:
         return "writer"
     if dispatch.waiting(GRADE) > dispatch.leases.slots(GRADE):
         return "grader"
@@ -199,7 +199,7 @@ def document(
         "watch": watch,
         "processes": children,
         "deferred": brain.intake.deferred,
-        "unacknowledged_facts": brain.journal.unacknowledged,
+        "unacknowledged_facts": brain.turn.unacknowledged,
         "results_pending": stats.outbox,
         "recent_scores": recent,
     }

@@ -15,7 +15,7 @@ import msgspec
 
 from rsd.hub.brain.brain import Brain
 from rsd.hub.brain.events import Ended
-from rsd.hub.children.writer_client import Scribe
+from rsd.hub.children.writer_client import WriterClient
 from rsd.hub.status import host, systemd, throttle
 from rsd.hub.status.document import RECENT_SCORES, Gauge, document
 from rsd.names import display_path
@@ -85,7 +85,7 @@ class Reporter:
     def tick(
         self,
         brain: Brain,
-        scribe: Scribe,
+        writer_client: WriterClient,
         watch: dict[str, Any],
         children: list[dict[str, Any]],
         now: float,
@@ -93,25 +93,25 @@ class Reporter:
         """Publish and feed the systemd watchdog when it is time; `now` is monotonic."""
         if now >= self._next_live:
             self._next_live = now + LIVE_SECONDS
-            self.publish(brain, scribe, watch, children, now)
+            self.publish(brain, writer_client, watch, children, now)
         feed = self.notifier.watchdog_seconds
-        if feed and now >= self._next_feed and scribe.responsive(now):
+        if feed and now >= self._next_feed and writer_client.responsive(now):
             self._next_feed = now + feed / 3
             self.notifier.watchdog()
 
     def publish(
         self,
         brain: Brain,
-        scribe: Scribe,
+        writer_client: WriterClient,
         watch: dict[str, Any],
         children: list[dict[str, Any]],
         now: float,
     ) -> None:
         """Write the status document and say it in one line to systemd."""
-        self._gauge.note(now, scribe.stats)
+        self._gauge.note(now, writer_client.stats)
         published = document(
             brain=brain,
-            stats=scribe.stats,
+            stats=writer_client.stats,
             prices=self.settings.prices,
             gauge=self._gauge,
             now=now,
@@ -129,7 +129,7 @@ class Reporter:
             },
             host=self.host,
             watch=watch,
-            blocked=scribe.blocked,
+            blocked=writer_client.blocked,
             log_refused=logs.refused(),
             refused=self.refused,
             children=children,

@@ -30,7 +30,7 @@ from rsd.protocol.tasks import Endpoint
 from rsd.protocol.vocabulary import CallError
 from rsd.system.redact import Redactor
 from rsd.workers.api.http1 import MAX_BODY_BYTES, Answer, Body, Broken, Lines, Piece, TooLong
-from rsd.workers.api.refusals import allowances, classify_status, excerpt
+from rsd.workers.api.refusals import classify_status, excerpt, rate_windows
 from rsd.workers.api.replies import (
     CallFailed,
     Load,
@@ -152,8 +152,8 @@ class Client:
             reply = read_reply(data, seconds)
         except CallFailed:  # its text may quote the server: read again without the key
             reply = read_reply(decode(self._scrub(raw)), seconds)
-        left = allowances(headers, time.time())
-        return msgspec.structs.replace(reply, allowances=left) if left else reply
+        left = rate_windows(headers, time.time())
+        return msgspec.structs.replace(reply, rate_windows=left) if left else reply
 
     def models(self) -> Models:
         """The models that are served. Raises CallFailed."""

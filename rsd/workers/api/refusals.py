@@ -14,7 +14,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any, Final, NamedTuple
 
 from rsd.errors import ErrorClass
-from rsd.protocol.vocabulary import Allowance, CallError
+from rsd.protocol.vocabulary import CallError, RateWindow
 
 #: Longest error text that is kept, in characters.
 EXCERPT: Final = 300
@@ -399,12 +399,12 @@ def retry_after(headers: Mapping[str, str], now: float) -> float | None:
     return None if longest is None else min(longest, RETRY_AFTER_MAX)
 
 
-def allowances(headers: Mapping[str, str], now: float) -> tuple[Allowance, ...]:
+def rate_windows(headers: Mapping[str, str], now: float) -> tuple[RateWindow, ...]:
     """What is left by the `x-ratelimit-*` of an answer; `now` is Unix seconds.
 
     Some servers send -1 and 0 for "no limit": only positive numbers are believed.
     """
-    found: list[Allowance] = []
+    found: list[RateWindow] = []
     low = {name.lower(): value for name, value in headers.items()}
     for name, value in low.items():
         if not name.startswith("x-ratelimit-remaining"):
@@ -417,7 +417,7 @@ def allowances(headers: Mapping[str, str], now: float) -> tuple[Allowance, ...]:
             wait -= now
         if left > 0 and 0 < wait <= RETRY_AFTER_MAX:
             tokens = "token" in name
-            found.append(Allowance(remaining=left, seconds=wait, tokens=tokens))
+            found.append(RateWindow(remaining=left, seconds=wait, tokens=tokens))
     return tuple(found)
 
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from rsd.errors import ErrorClass
-from rsd.protocol.vocabulary import Allowance, CallError, Usage
+from rsd.protocol.vocabulary import CallError, RateWindow, Usage
 from rsd.workers.api.refusals import classify_body, excerpt
 
 #: Most model names of a listing that are kept; the largest proxies list a few thousand.
@@ -60,7 +60,7 @@ class Reply(msgspec.Struct, frozen=True):
     usage: Usage
     model: str
     seconds: float
-    allowances: tuple[Allowance, ...] = ()  #: what the server will still take, if it says so
+    rate_windows: tuple[RateWindow, ...] = ()  #: what the server will still take, if it says so
 
 
 class Models(msgspec.Struct, frozen=True):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Final
 
-from rsd.protocol.tasks import Answer, Judge
+from rsd.protocol.tasks import Answer, GradeCandidates
 from rsd.protocol.vocabulary import LISTWISE, POINTWISE
 
 #: Longest candidate text that a judge is shown, in characters.
@@ -73,7 +73,7 @@ class Question:
     listwise: bool
 
 
-def ask(task: Judge, nonce: str | None = None) -> Question:
+def ask(task: GradeCandidates, nonce: str | None = None) -> Question:
     """Build the text. Order and ids of a listwise call come from the task's shuffle seed; the nonce
     is random (given only by tests).
     """
