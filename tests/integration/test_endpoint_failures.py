@@ -13,7 +13,9 @@ import pytest
 
 from rsd.errors import ErrorClass
 from rsd.protocol.vocabulary import CallError, Usage
-from rsd.workers.api.client import MAX_BODY_BYTES, chat_body
+from rsd.workers.api import client as api
+from rsd.workers.api.client import chat_body
+from rsd.workers.api.http1 import MAX_BODY_BYTES
 from rsd.workers.api.replies import CallFailed
 from tests.integration.calls import COMPLETION, KEY, call, client
 from tests.servers import HEAD, PATIENCE, Request, Script, drip, raw, says, serving
@@ -213,6 +215,15 @@ def test_a_late_body_does_not_double_the_time() -> None:
         began = time.monotonic()
         assert failure(server.url, timeout=1.0).reason == "timeout"
         assert time.monotonic() - began < 1.5
+
+
+def test_metrics_that_hang_do_not_take_the_time_of_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "LOAD_SECONDS", 0.3)
+    with serving(hang) as server, pytest.raises(CallFailed) as caught:
+        began = time.monotonic()
+        client(server.url, timeout=PATIENCE).load()
+    assert caught.value.error.reason == "timeout"
+    assert time.monotonic() - began < PATIENCE / 2
 
 
 def test_headers_behind_a_proxy_have_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:

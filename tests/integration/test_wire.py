@@ -7,6 +7,7 @@ import gzip
 import http.client
 import socket
 import threading
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +18,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from urllib3.connectionpool import HTTPConnectionPool
 
-from rsd.workers.api.http1 import MAX_BODY_BYTES, MAX_HEAD_BYTES, Answer, Broken, Lines, TooLong
+from rsd.workers.api import http1
+from rsd.workers.api.http1 import (
+    MAX_BODY_BYTES,
+    MAX_HEAD_BYTES,
+    MEMBERS_MAX,
+    Answer,
+    Broken,
+    Lines,
+    TooLong,
+)
 
 HEAD = b"POST / HTTP/1.1\r\nHost: x\r\n"
 BODY = b'{"answer": "A --> B"}'
@@ -214,6 +224,154 @@ def test_an_answer_before_the_request_is_read_counts() -> None:
         answer = Lines(pool, 1).exchange(HEAD, (bytes(30_000_000),), PATIENCE)
         pool.close()
     assert answer == Answer(413, {"content-length": "3", "connection": "close"}, b"big")
+
+
+def early(answer: bytes, after: bytes, lines_of: Callable[[int], Lines]) -> Answer:
+    """The answer to 30 MB at a server that sends this after the first bytes and reads no more until
+    there is something to send `after` the rest.
+    """
+    over = threading.Event()
+    body = bytes(30_000_000)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            sock, _ = listener.accept()
+            with sock, contextlib.suppress(OSError):
+                got = len(sock.recv(1000))
+                sock.sendall(answer)
+                while after and got < len(body) + len(HEAD):
+                    got += len(sock.recv(65536))
+                sock.sendall(after)
+                over.wait(PATIENCE)
+
+        threading.Thread(target=serve, daemon=True).start()
+        try:
+            return lines_of(listener.getsockname()[1]).exchange(HEAD, (body,), PATIENCE)
+        finally:
+            over.set()
+
+
+def plain(port: int) -> Lines:
+    return Lines(HTTPConnectionPool("127.0.0.1", port), 1)
+
+
+def test_an_answer_counts_though_the_server_reads_no_more() -> None:
+    """It keeps the connection open: only the answer itself says that there is no use in sending."""
+    began = time.monotonic()
+    answer = early(b"HTTP/1.1 413 Too Large\r\nContent-Length: 3\r\n\r\nbig", b"", plain)
+    assert (answer.status, answer.body) == (413, b"big")
+    assert time.monotonic() - began < PATIENCE / 2
+
+
+def test_an_interim_answer_does_not_end_the_sending() -> None:
+    answer = early(b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n", RIGHT["a length"], plain)
+    assert (answer.status, answer.body) == (200, BODY)
+
+
+# -------------------------------------------------------------------- connections that died idle
+
+GONE = b""
+
+
+def in_turn(*answers: bytes) -> tuple[Script, list[bytes]]:
+    """Each request gets the next answer; what is no whole answer ends the connection."""
+    left = list(answers)
+
+    def script(sock: socket.socket, request: bytes) -> bool:
+        answer = left.pop(0)
+        sock.sendall(answer)
+        return answer == RIGHT["a length"]
+
+    return script, left
+
+
+def test_a_request_that_crosses_the_end_of_an_idle_connection_is_sent_again() -> None:
+    script, left = in_turn(RIGHT["a length"], GONE, RIGHT["a length"])
+    with serving(script) as (lines, requests, accepted):
+        for _ in range(2):
+            assert lines.exchange(HEAD, (b"x",), PATIENCE).body == BODY
+    assert (len(requests), len(accepted), left) == (3, 2, [])
+
+
+@pytest.mark.parametrize(
+    ("answers", "reason"),
+    [
+        ((GONE,), "the connection was new"),
+        ((RIGHT["a length"], GONE, GONE), "once is enough"),
+        ((RIGHT["a length"], b"HTTP/1.1 2"), "an answer had begun"),
+    ],
+)
+def test_no_other_request_is_sent_again(answers: tuple[bytes, ...], reason: str) -> None:
+    script, left = in_turn(*answers)
+    with serving(script) as (lines, requests, _):
+        if answers[0] != GONE:
+            lines.exchange(HEAD, (b"x",), PATIENCE)
+        with pytest.raises(Broken):
+            lines.exchange(HEAD, (b"x",), PATIENCE)
+    assert (len(requests), left) == (len(answers), []), reason
+
+
+def test_what_took_long_is_not_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that dies of a request, or under it, has had it."""
+    monkeypatch.setattr(http1, "STALE_SECONDS", -1.0)
+    script, _ = in_turn(RIGHT["a length"], GONE, RIGHT["a length"])
+    with serving(script) as (lines, requests, _):
+        lines.exchange(HEAD, (b"x",), PATIENCE)
+        with pytest.raises(Broken):
+            lines.exchange(HEAD, (b"x",), PATIENCE)
+    assert len(requests) == 2
+
+
+# ------------------------------------------------------------------------------------------ bounds
+
+
+def test_trailers_change_no_header() -> None:
+    trailers = b"0\r\nContent-Encoding: gzip\r\nX-Kind: b\r\nX-New: c\r\n\r\n"
+    data = framed(chunked(BODY).partition(b"0\r\n")[0] + trailers, CHUNKED, b"X-Kind: a")
+    with serving(answering(data)) as (lines, _, _):
+        answer = lines.exchange(HEAD, (b"x",), PATIENCE)
+    assert answer.body == BODY
+    assert answer.headers == {"transfer-encoding": "chunked", "x-kind": "a"}
+
+
+LONG = b"y" * (MAX_HEAD_BYTES + 100_000)
+ENDLESS: dict[str, tuple[bytes, type[Exception]]] = {
+    "interim answers": (
+        b"HTTP/1.1 103 Hints\r\nX-Many: y\r\n\r\n" * (MAX_HEAD_BYTES // 20),
+        http.client.LineTooLong,
+    ),
+    "trailers": (framed(b"1\r\n{\r\n0\r\n" + b"X: y\r\n" * len(LONG), CHUNKED), TooLong),
+    "one trailer": (framed(b"1\r\n{\r\n0\r\nX: " + LONG, CHUNKED), TooLong),
+    "the head of a chunk": (framed(b"1;x=" + LONG, CHUNKED), TooLong),
+}
+
+
+@pytest.mark.parametrize(("data", "kind"), ENDLESS.values(), ids=ENDLESS.keys())
+def test_what_is_no_body_has_a_bound(data: bytes, kind: type[Exception]) -> None:
+    with serving(answering(data)) as (lines, _, _):
+        with pytest.raises(Broken) as caught:
+            lines.exchange(HEAD, (b"x",), PATIENCE)
+        assert isinstance(caught.value.__cause__, kind)
+
+
+def test_gzip_members_cost_what_they_weigh() -> None:
+    text = zlib.compress(b"x", 0) * 100  # members of more than a kilobyte
+    members = gzip.compress(text, 0) * (MEMBERS_MAX - 1) + gzip.compress(b"") + bytes(10)
+    data = framed(members, LENGTH % len(members), b"Content-Encoding: gzip")
+    with serving(answering(data)) as (lines, _, _):
+        began = time.thread_time()
+        answer = lines.exchange(HEAD, (b"x",), PATIENCE)
+        assert time.thread_time() - began < 2.0
+    assert answer.body == text * (MEMBERS_MAX - 1)
+
+
+def test_empty_gzip_members_are_not_endless() -> None:
+    members = gzip.compress(b"") * 100_000
+    data = framed(members, LENGTH % len(members), b"Content-Encoding: gzip")
+    with serving(answering(data)) as (lines, _, _):
+        with pytest.raises(Broken) as caught:
+            lines.exchange(HEAD, (b"x",), PATIENCE)
+        assert isinstance(caught.value.__cause__, urllib3.exceptions.DecodeError)
 
 
 def test_what_is_too_long_is_left() -> None:

@@ -344,3 +344,11 @@ def test_what_is_left_is_read_from_headers_and_only_positive_numbers_are_believe
     azure = {"x-ratelimit-remaining-requests": "-1", "x-ratelimit-reset-requests": "0"}
     assert rate_windows(azure, 0.0) == ()
     assert rate_windows({"content-type": "application/json"}, 0.0) == ()
+
+
+def test_a_number_of_a_header_is_finite_or_none() -> None:
+    for text in ("1e999", "-1e999", "nan", "inf", "9" * 400, "9" * 400 + "s", "9" * 308 + "h"):
+        assert duration(text) is None
+        headers = {"x-ratelimit-remaining-tokens": text, "x-ratelimit-reset-tokens": "1s"}
+        assert rate_windows(headers, 0.0) == ()
+        assert retry_after({"retry-after": text}, 0.0) is None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import ipaddress
+import math
 import re
 import socket
 import ssl
@@ -29,7 +30,7 @@ from rsd.errors import ErrorClass
 from rsd.protocol.tasks import Endpoint
 from rsd.protocol.vocabulary import CallError
 from rsd.system.redact import Redactor
-from rsd.workers.api.http1 import MAX_BODY_BYTES, Answer, Body, Broken, Lines, Piece, TooLong
+from rsd.workers.api.http1 import Answer, Body, Broken, Lines, Piece, TooLong
 from rsd.workers.api.refusals import classify_status, excerpt, rate_windows
 from rsd.workers.api.replies import (
     CallFailed,
@@ -44,6 +45,8 @@ from rsd.workers.api.replies import (
 
 #: vLLM's metrics lie beside /v1, not below it.
 METRICS: Final = "/metrics"
+#: Longest time for a look at the metrics, in seconds: they come at once or are of no use.
+LOAD_SECONDS: Final = 5.0
 #: Most names of pictures that a server may hold.
 HELD_MAX: Final = 10_000
 #: Most exceptions looked at in a chain of causes.
@@ -165,13 +168,18 @@ class Client:
 
     def load(self) -> Load:
         """How full the server is by its own account. Raises CallFailed."""
-        return read_load(self._call("GET", METRICS, None)[0])
+        return read_load(self._call("GET", METRICS, None, most=LOAD_SECONDS)[0])
 
-    def _call(self, method: str, path: str, body: Body | None) -> tuple[bytes, Mapping[str, str]]:
-        """The body of a 2xx and its headers. Raises CallFailed for all else."""
+    def _call(
+        self, method: str, path: str, body: Body | None, *, most: float = math.inf
+    ) -> tuple[bytes, Mapping[str, str]]:
+        """The body of a 2xx and its headers. Raises CallFailed for all else. `most` seconds, if
+        that is less than the endpoint's time.
+        """
+        seconds = min(most, self.endpoint.timeout)
         try:
             way = self._way(method, path)
-            answer = way.lines.exchange(way.head, body or (), self.endpoint.timeout)
+            answer = way.lines.exchange(way.head, body or (), seconds)
         except Broken as e:
             error = self._broken(e.__cause__, e.status)
             refused = e.status is not None and not 200 <= e.status < 300
@@ -186,8 +194,7 @@ class Client:
 
     def _broken(self, e: BaseException | None, status: int | None) -> CallError:
         if isinstance(e, TooLong):
-            text = f"the answer is longer than {MAX_BODY_BYTES} bytes"
-            return _error(ErrorClass.BAD_REPLY, text, "body_too_big", status=status)
+            return _error(ErrorClass.BAD_REPLY, str(e), "body_too_big", status=status)
         assert isinstance(e, Exception)
         return _transport_error(e)
 

@@ -14,9 +14,12 @@ from __future__ import annotations
 import contextlib
 import http.client
 import io
+import math
 import mmap
+import re
 import select
 import socket
+import ssl
 import time
 import weakref
 import zlib
@@ -31,15 +34,25 @@ from urllib3.util.timeout import Timeout
 
 #: Longest answer body in bytes, before and after decompression; 2,048 tokens are a few kilobytes.
 MAX_BODY_BYTES: Final = 16 * 1024 * 1024
-#: Longest status line and headers of an answer, in bytes.
+#: Longest status line and headers of an answer, with all interim answers before it; as many bytes
+#: may come between two pieces of the body, or as trailers after it.
 MAX_HEAD_BYTES: Final = 256 * 1024
 #: Longest time for the connection itself, in seconds.
 CONNECT_SECONDS: Final = 30.0
 #: Most bytes taken from the connection at once.
 CHUNK_BYTES: Final = 64 * 1024
+#: Longest wait of one poll, in seconds; the deadline is looked at between two.
+POLL_SECONDS: Final = 3600.0
+#: A kept connection that ends so soon, in seconds, without a byte, had been closed while idle.
+STALE_SECONDS: Final = 5.0
+#: Most gzip members of one answer.
+MEMBERS_MAX: Final = 10_000
+#: Bytes of a member that zlib is given first.
+FIRST_WINDOW: Final = 1024
 #: What zlib takes for "gzip or zlib, as its head says", and for deflate without a head.
 _ANY_WRAPPER: Final = zlib.MAX_WBITS | 32
 _BARE: Final = -zlib.MAX_WBITS
+_ZEROS: Final = re.compile(rb"\0*")
 
 #: A request's body in pieces, sent from where they lie: copying megabytes costs as much as sending.
 Piece = bytes | mmap.mmap
@@ -60,10 +73,11 @@ class Broken(Exception):
     def __init__(self, status: int | None, headers: dict[str, str], body: bytes) -> None:
         super().__init__("broken")
         self.status, self.headers, self.body = status, headers, body
+        self.unheard = False  #: the other side had ended it before the first byte of an answer
 
 
 class TooLong(Exception):
-    """The body passes MAX_BODY_BYTES."""
+    """The answer passes a bound, which the text names; its head was within bounds."""
 
 
 class Lines:
@@ -72,44 +86,66 @@ class Lines:
     def __init__(self, pool: HTTPConnectionPool, most: int) -> None:
         self._pool = pool
         self._most = most
-        self._idle: deque[Any] = deque()  # appended and popped at one end: the warmest first
+        self._idle: deque[_Open] = deque()  # appended and popped at one end: the warmest first
         weakref.finalize(self, _close, self._idle)
 
     def exchange(self, head: bytes, body: Body, seconds: float) -> Answer:
         """Send a request (`head` ends before the empty line) and read its answer. Raises what
         urllib3 and the operating system raise while connecting, Broken afterwards.
+
+        Servers close what idles, and the notice may cross a request: such a request is sent once
+        more over a new connection, within the same time.
         """
-        deadline = time.monotonic() + seconds
-        connection = self._connection(seconds)
+        began = time.monotonic()
+        deadline = began + seconds
+        pieces = _framed(head, body)
+        kept = self._kept()
+        if kept is not None:
+            try:
+                return self._over(kept, pieces, deadline)
+            except Broken as e:
+                if not e.unheard or time.monotonic() - began > STALE_SECONDS:
+                    raise
+        return self._over(self._opened(_left(deadline)), pieces, deadline)
+
+    def _over(self, line: _Open, pieces: list[Piece], deadline: float) -> Answer:
         reading = _Reading()
         try:
-            pieces = _framed(head, body)
-            trouble = _send(connection.sock, pieces, deadline)
-            _receive(connection.sock, reading, deadline, trouble)
+            _transfer(line, pieces, reading, deadline)
             answer = Answer(reading.status, reading.headers, reading.whole())
         except (OSError, http.client.HTTPException, urllib3.exceptions.HTTPError, TooLong) as e:
-            connection.close()
-            status = reading.status if reading.headed else None
-            raise Broken(status, reading.headers, b"".join(reading.parts)) from e
+            line.close()
+            broken = Broken(
+                reading.status if reading.headed else None,
+                reading.headers,
+                b"".join(reading.parts),
+            )
+            ended = isinstance(e, ConnectionError | ssl.SSLEOFError | ssl.SSLZeroReturnError)
+            broken.unheard = ended and not reading.first
+            raise broken from e
         except BaseException:
-            connection.close()
+            line.close()
             raise
         finally:
             reading.parser = None  # they hold each other
         if reading.kept and len(self._idle) < self._most:
-            self._idle.append(connection)
+            self._idle.append(line)
         else:
-            connection.close()
+            line.close()
         return answer
 
-    def _connection(self, seconds: float) -> Any:
-        """A connection that is open: one that was left idle and is still sound, or a new one."""
+    def _kept(self) -> _Open | None:
+        """A connection that was left idle and is still sound as far as can be seen."""
         while self._idle:
             with contextlib.suppress(IndexError):
                 kept = self._idle.pop()
-                if not _stirs(kept.sock):
+                if not kept.stirs():
                     return kept
                 kept.close()
+        return None
+
+    def _opened(self, seconds: float) -> _Open:
+        """A new connection."""
         # What urlopen does for a new connection; it gives no way to do only that.
         pool = self._pool
         connection: Any = pool._new_conn()
@@ -122,10 +158,60 @@ class Lines:
                 pool._prepare_proxy(connection)
             else:
                 connection.connect()
+            return _Open(connection)
         except BaseException:
             connection.close()
             raise
-        return connection
+
+
+class _Open:
+    """A connection that is open. Its socket never blocks: what waits is the poll, for both ways.
+
+    TLS within the TLS of a proxy is urllib3's own object, which can only block: `bound` gives it
+    the time that is left.
+    """
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+        self.sock = connection.sock
+        self.blocks = not isinstance(self.sock, socket.socket)
+        self.gathers = type(self.sock) is socket.socket  # TLS takes one piece at a time
+        self._pending = getattr(self.sock, "pending", None)
+        self._poll = select.poll()
+        self._poll.register(self.sock, select.POLLIN)
+        if not self.blocks:
+            self.sock.setblocking(False)
+
+    def stirs(self) -> bool:
+        """Whether there is something to read where nothing is due: its end, most often."""
+        return bool(self._poll.poll(0))
+
+    def bound(self, deadline: float) -> None:
+        """Raises TimeoutError when the time is over."""
+        left = _left(deadline)
+        if self.blocks:
+            self.sock.settimeout(left)
+
+    def until_readable(self, deadline: float) -> None:
+        """Wait for bytes, or for the end. Raises TimeoutError."""
+        if self.blocks or (self._pending and self._pending()):
+            return
+        while not self._poll.poll(_milliseconds(deadline)):
+            pass
+
+    def until_either(self, deadline: float) -> bool:
+        """Wait until bytes can be sent or have come: whether some have. Raises TimeoutError."""
+        self._poll.modify(self.sock, select.POLLIN | select.POLLOUT)
+        try:
+            while not (found := self._poll.poll(_milliseconds(deadline))):
+                pass
+        finally:
+            self._poll.modify(self.sock, select.POLLIN)
+        return found[0][1] != select.POLLOUT
+
+    def close(self) -> None:
+        """End it."""
+        self._connection.close()
 
 
 class _Timed(io.RawIOBase):
@@ -162,16 +248,9 @@ class _Response(http.client.HTTPResponse):
         super().__init__(_Source(sock), *args, **kwargs)  # type: ignore[arg-type]
 
 
-def _close(connections: deque[Any]) -> None:
+def _close(connections: deque[_Open]) -> None:
     while connections:
         connections.pop().close()
-
-
-def _stirs(sock: Any) -> bool:
-    """Whether there is something to read where nothing is due: its end, most often."""
-    waiting = select.poll()
-    waiting.register(sock, select.POLLIN)
-    return bool(waiting.poll(0))
 
 
 def _framed(head: bytes, body: Body) -> list[Piece]:
@@ -185,63 +264,55 @@ def _left(deadline: float) -> float:
     return left
 
 
-def _send(sock: Any, pieces: list[Piece], deadline: float) -> OSError | None:
-    """Write all pieces. A server may answer and hang up before it has read all: that error is
-    returned, the answer counts.
+def _milliseconds(deadline: float) -> int:
+    return math.ceil(1000 * min(_left(deadline), POLL_SECONDS))
+
+
+def _transfer(line: _Open, pieces: list[Piece], reading: _Reading, deadline: float) -> None:
+    """Write all pieces and read until the answer is whole; raises what kept it from that.
+
+    A server may answer before it has read all, and then read no more or hang up: the answer counts.
     """
-    waiting = deque(memoryview(piece) for piece in pieces)
-    gathers = type(sock) is socket.socket  # TLS takes one piece at a time
-    try:
-        while waiting:
-            sock.settimeout(_left(deadline))
-            sent = sock.sendmsg(waiting) if gathers else sock.send(waiting[0])
-            while waiting and sent >= len(waiting[0]):
-                sent -= len(waiting.popleft())
-            if sent:
-                waiting[0] = waiting[0][sent:]
-    except (BrokenPipeError, ConnectionResetError) as e:
-        return e
-    return None
-
-
-def _receive(sock: Any, reading: _Reading, deadline: float, trouble: OSError | None) -> None:
-    """Read until the answer is whole. Raises what kept it from that."""
-    parser = httptools.HttpResponseParser(reading)
-    # What http.client forgives, and every browser.
-    parser.set_dangerous_leniencies(
-        lenient_headers=True,
-        lenient_chunked_length=True,
-        lenient_keep_alive=True,
-        lenient_transfer_encoding=True,
-        lenient_data_after_close=True,
-        lenient_optional_cr_before_lf=True,
-        lenient_spaces_after_chunk_size=True,
-    )
-    reading.parser = parser
+    reading.expect()
+    sock, trouble = line.sock, None
+    waiting = deque(memoryview(piece) for piece in pieces if len(piece))
     while not reading.done:
-        sock.settimeout(_left(deadline))
+        line.bound(deadline)
+        if waiting:
+            try:
+                sent = sock.sendmsg(waiting) if line.gathers else sock.send(waiting[0])
+            except (BlockingIOError, ssl.SSLWantWriteError):
+                if not line.until_either(deadline):
+                    continue
+            except ssl.SSLWantReadError:
+                line.until_readable(deadline)
+            except (BrokenPipeError, ConnectionResetError) as e:
+                trouble = e
+                waiting.clear()
+                continue
+            else:
+                while waiting and sent >= len(waiting[0]):
+                    sent -= len(waiting.popleft())
+                if sent:
+                    waiting[0] = waiting[0][sent:]
+                continue
+        else:
+            line.until_readable(deadline)
         try:
             data = sock.recv(CHUNK_BYTES)
+        except (BlockingIOError, ssl.SSLWantReadError):
+            continue
+        except ssl.SSLWantWriteError:
+            line.until_either(deadline)
+            continue
         except ConnectionResetError:
             raise trouble or ConnectionResetError("Connection reset by peer") from None
         if not data:
             reading.end()
-            return
-        reading.head_bytes += 0 if reading.headed else len(data)
-        if not reading.headed and reading.head_bytes > MAX_HEAD_BYTES:
-            raise http.client.LineTooLong("header")
-        try:
-            parser.feed_data(data)
-        except httptools.HttpParserCallbackError as e:
-            raise e.__context__ or e from None
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as e:
-            if reading.done:  # what comes after the answer is none of ours
-                reading.kept = False
-                return
-            if reading.headed:
-                raise http.client.IncompleteRead(b"") from e
-            raise http.client.BadStatusLine(_shown(reading.first or data)) from None
-        reading.first = reading.first or data
+            break
+        reading.take(data)
+    if waiting:
+        reading.kept = False
 
 
 def _shown(data: bytes) -> str:
@@ -259,8 +330,47 @@ class _Reading:
         self.headed = False  #: the headers are whole
         self.done = False
         self.kept = False  #: the connection may be used again
-        self.head_bytes = self._size = 0
+        self._size = 0
+        self._head_bytes = 0  #: since the last piece of the body: head, framing, trailers
         self.first = b""  #: what came first, for a message
+
+    def expect(self) -> None:
+        """An answer is about to come."""
+        self.parser = httptools.HttpResponseParser(self)
+        # What http.client forgives, and every browser.
+        self.parser.set_dangerous_leniencies(
+            lenient_headers=True,
+            lenient_chunked_length=True,
+            lenient_keep_alive=True,
+            lenient_transfer_encoding=True,
+            lenient_data_after_close=True,
+            lenient_optional_cr_before_lf=True,
+            lenient_spaces_after_chunk_size=True,
+        )
+
+    def take(self, data: bytes) -> None:
+        """Bytes that have come. Raises what is wrong with them."""
+        size = self._size
+        self._head_bytes += len(data)
+        if not self.headed and self._head_bytes > MAX_HEAD_BYTES:
+            raise http.client.LineTooLong("header")
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserCallbackError as e:
+            raise e.__context__ or e from None
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as e:
+            if self.done:  # what comes after the answer is none of ours
+                self.kept = False
+                return
+            if self.headed:
+                raise http.client.IncompleteRead(b"") from e
+            raise http.client.BadStatusLine(_shown(self.first or data)) from None
+        finally:
+            self.first = self.first or data
+        if self._size > size:
+            self._head_bytes = 0
+        elif self.headed and not self.done and self._head_bytes > MAX_HEAD_BYTES:
+            raise TooLong(f"more than {MAX_HEAD_BYTES} bytes of the answer are no body")
 
     @property
     def open_ended(self) -> bool:
@@ -273,8 +383,8 @@ class _Reading:
             self.kept = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header line."""
-        if self.done:
+        """One header line. Trailers say nothing that rsd wants, and replace nothing."""
+        if self.headed:
             return
         self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
@@ -294,7 +404,7 @@ class _Reading:
             return
         self._size += len(data)
         if self._size > MAX_BODY_BYTES:
-            raise TooLong
+            raise TooLong(f"the answer is longer than {MAX_BODY_BYTES} bytes")
         self.parts.append(data)
 
     def on_message_complete(self) -> None:
@@ -305,7 +415,7 @@ class _Reading:
 
     def end(self) -> None:
         """The connection has ended. Raises what that means when the answer is not whole."""
-        if not self.headed and not self.head_bytes:
+        if not self.headed and not self.first:
             raise http.client.RemoteDisconnected("Remote end closed connection without response")
         if not self.headed:
             raise http.client.BadStatusLine(_shown(self.first))
@@ -331,15 +441,29 @@ class _Reading:
 
 
 def _unpacked(data: bytes, kind: int) -> bytes:
-    found, size = [], 0
-    while data:  # gzip allows several members in a row
+    """The content of all members: gzip allows several in a row, and zeros between them.
+
+    A member is given to zlib in pieces that grow from small ones, because zlib copies what lies
+    behind a member's end.
+    """
+    found: list[bytes] = []
+    size = at = members = 0
+    while at < len(data):
+        members += 1
+        if members > MEMBERS_MAX:
+            raise zlib.error(f"more than {MEMBERS_MAX} members")
         packer = zlib.decompressobj(kind)
-        part = packer.decompress(data, MAX_BODY_BYTES + 1 - size)
-        found.append(part)
-        size += len(part)
-        if size > MAX_BODY_BYTES:
-            raise TooLong
-        if not packer.eof:
-            raise zlib.error("incomplete or truncated stream")
-        data = packer.unused_data.lstrip(b"\0")
+        window = FIRST_WINDOW
+        while not packer.eof:
+            piece = data[at : at + window]
+            if not piece:
+                raise zlib.error("incomplete or truncated stream")
+            part = packer.decompress(piece, MAX_BODY_BYTES + 1 - size)
+            found.append(part)
+            size += len(part)
+            if size > MAX_BODY_BYTES:
+                raise TooLong(f"the answer is longer than {MAX_BODY_BYTES} bytes")
+            at += len(piece) - len(packer.unused_data)
+            window *= 2
+        at = _ZEROS.match(data, at).end()  # type: ignore[union-attr]
     return b"".join(found)

@@ -431,7 +431,7 @@ def _told_wait(message: str) -> float | None:
 
 
 def duration(text: str) -> float | None:
-    """Seconds of `6m0s`, `120ms`, `1h2m` or a plain number; None for anything else."""
+    """Seconds of `6m0s`, `120ms`, `1h2m` or a plain number, finite; None for anything else."""
     text = text.strip()
     try:
         number = float(text)
@@ -440,5 +440,5 @@ def duration(text: str) -> float | None:
         if not match or not any(match.groups()):
             return None
         days, hours, minutes, seconds, millis = (float(g) if g else 0.0 for g in match.groups())
-        return ((days * 24 + hours) * 60 + minutes) * 60 + seconds + millis / 1000
+        number = ((days * 24 + hours) * 60 + minutes) * 60 + seconds + millis / 1000
     return number if math.isfinite(number) else None

@@ -7,6 +7,7 @@ counts as strings and choices out of order; all of that is straightened here.
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Any, Final
 
@@ -220,7 +221,7 @@ def _bad(message: str, reason: str) -> CallError:
 
 
 def read_load(raw: bytes) -> Load:
-    """The gauges of a metrics page. Raises CallFailed when it has none of vLLM's."""
+    """The gauges of a metrics page, finite. Raises CallFailed when it has none of vLLM's."""
     found = {b"running": 0.0, b"waiting": 0.0}
     rows = _LOAD.findall(raw)
     try:
@@ -228,7 +229,7 @@ def read_load(raw: bytes) -> Load:
             found[name] += float(value)
     except ValueError:
         rows = []
-    if not rows:
+    if not rows or not all(map(math.isfinite, found.values())):
         error = CallError(
             error=ErrorClass.UNSUPPORTED, message="no metrics of vLLM", reason="no_metrics"
         )
