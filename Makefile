@@ -47,7 +47,7 @@ crash: venv-dev
 # Everything that injects a fault, and the table of what came of it.
 reliability: venv-dev
 	@rm -rf .evidence && mkdir .evidence
-	@RSD_EVIDENCE=$(CURDIR)/.evidence $(BIN)/python -m pytest -q tests/crash tests/integration tests/unit/test_scores_corpus.py tests/unit/test_judging.py
+	@RSD_EVIDENCE=$(CURDIR)/.evidence $(BIN)/python -m pytest -q tests/crash tests/integration tests/unit/test_scores_corpus.py tests/unit/test_question.py
 	@RSD_EVIDENCE=$(CURDIR)/.evidence $(BIN)/python -m tests.fuzz_scores --seconds 120
 	@RSD_EVIDENCE=$(CURDIR)/.evidence $(BIN)/python -m tests.crash.soak --kills $(or $(N),1000)
 	@$(BIN)/python -m tests.evidence .evidence > docs/reliability.md

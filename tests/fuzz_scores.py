@@ -1,4 +1,4 @@
-"""The score parser against mutations of the corpus of judges' answers.
+"""The score parser against mutations of the corpus of graders' answers.
 
     python -m tests.fuzz_scores --seconds 300 --seed 1
 
@@ -25,7 +25,7 @@ from typing import Any
 from rsd.workers.grading.scores import Score, listwise, pointwise
 from tests.evidence import record
 
-CORPUS = Path(__file__).resolve().parent / "data" / "judge_answers.json"
+CORPUS = Path(__file__).resolve().parent / "data" / "grader_answers.json"
 #: Pieces that are put in; those with numbers would be wrong scores.
 PIECES = (
     *("score", "Score:", "score: 7/100", "Score: 99", "100", "/100", "/10", " out of 10", "%", "."),

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from rsd.hub.brain.prefilter import LOOP_MIN, LOOP_TIMES, loops, rejection_of
 from rsd.protocol.tasks import Completion
-from tests.unit.test_judging import HONEST, INJECTED, Injected
+from tests.unit.test_question import HONEST, INJECTED, Injected
 
 
 def flaw(text: str, finish: str = "stop") -> str:
@@ -16,8 +16,8 @@ def flaw(text: str, finish: str = "stop") -> str:
 
 
 @pytest.mark.parametrize("case", INJECTED, ids=lambda case: case.name)
-def test_the_corpus_is_gated_as_it_says(case: Injected) -> None:
-    assert flaw(case.text(HONEST)) == case.gate
+def test_the_corpus_is_stopped_as_it_says(case: Injected) -> None:
+    assert flaw(case.text(HONEST)) == case.rejected_because
     assert flaw(case.text(HONEST), "length") == "truncated"
 
 

@@ -1,4 +1,4 @@
-"""A judge's answer gives the right score or none: what judges write, and what attackers try."""
+"""A grader's answer gives the right score or none: what graders write, and what attackers try."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rsd.workers.grading.scores import EXPLANATION_MAX, Score, Unparsable, listw
 
 FINE = {"explanation": "All arrows found.", "score": 85}
 
-#: (name, what the judge wrote, the right score or None when nobody could be sure)
+#: (name, what the grader wrote, the right score or None when nobody could be sure)
 CORPUS: list[tuple[str, str, float | None]] = [
     # --- the form that was asked for, and small deviations from it
     ("plain", '{"explanation": "All arrows found.", "score": 85}', 85),

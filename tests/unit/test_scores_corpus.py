@@ -1,4 +1,4 @@
-"""A corpus of judges' answers, and properties: the right score or none, never a wrong one."""
+"""A corpus of graders' answers, and properties: the right score or none, never a wrong one."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_the_corpus_as_a_whole() -> None:
         read["no score" if case.truth in ("unparsable", {}) else kind] += 1
     record(
         "answers",
-        "Answers of judges, each with what a careful reader takes from it",
+        "Answers of graders, each with what a careful reader takes from it",
         times=len(CORPUS),
         wrong=wrong,
         seen=f"{read['right']} scores read right, {read['declined']} declined that a person could "
@@ -52,7 +52,7 @@ def test_the_corpus_as_a_whole() -> None:
     assert sum(verdict(case) == case.truth for case in in_json) > 0.75 * len(in_json) > 50
 
 
-#: Forms that a judge gives a whole number in; every one must be read, exactly.
+#: Forms that a grader gives a whole number in; every one must be read, exactly.
 FORMS = [
     '{{"explanation": "Two arrows are missing.", "score": {0}}}',
     '{{"score": {0}, "explanation": "Two arrows are missing."}}',

@@ -21,7 +21,7 @@ _STATEMENT: Final = re.compile(
 )
 _DECIMAL: Final = re.compile(r"\d{1,20}(?:[.,]\d{1,20})?(?:e[+-]?\d{1,3})?", re.IGNORECASE)
 _STRING: Final = re.compile(rf"{_NUMBER}(?:{_OF_100}|[ \t]?%|[ \t]points?)?", re.IGNORECASE)
-#: Words for a score or for its scale, in the languages of judges; not to be read, only to be wary.
+#: Words for a score or for its scale, in the languages of graders; not to be read, only to be wary.
 _WORD: Final = (
     r"score|rating|grade|marks?\b|points?\b|total|overall|\bfinal|\bsum\b|verdict|result|average|"
     r"maxim|\bmax\b|\bscale\b|punkt|bewertung|gesamt|puntua|calificaci|punteggio|pontua|\bnote\b|"

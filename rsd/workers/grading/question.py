@@ -1,6 +1,6 @@
 """The text of a grading call: template, fence, JSON form. Pure but for the nonce.
 
-The judge sees the picture, the template as the user wrote it with the candidates in place, and one
+The grader sees the picture, the template as the user wrote it with the candidates in place, and one
 paragraph of ours. Candidates are data: fenced by lines with a random nonce, stripped of control
 tokens and of anything that looks like a fence. What is stored is never touched.
 """
@@ -16,8 +16,8 @@ from typing import Any, Final
 from rsd.protocol.tasks import Answer, GradeCandidates
 from rsd.protocol.vocabulary import LISTWISE, POINTWISE
 
-#: Longest candidate text that a judge is shown, in characters.
-ANSWER_MAX: Final = 50_000
+#: Longest candidate text that a grader is shown, in characters.
+CANDIDATE_MAX: Final = 50_000
 #: Id of the only candidate of a pointwise call.
 ONLY: Final = "A"
 #: Characters of listwise ids: no vowels (no words), none that look alike.
@@ -65,11 +65,11 @@ _LOOKALIKES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A grading call, ready to be sent: its text, and which id stands for which answer."""
+    """A grading call, ready to be sent: its text, and which id stands for which candidate."""
 
     text: str
     ids: dict[str, Answer]
-    shown: dict[str, str]  #: by id: the answer as the judge sees it
+    shown: dict[str, str]  #: by id: the candidate as the grader sees it
     listwise: bool
 
 
@@ -80,12 +80,13 @@ def ask(task: GradeCandidates, nonce: str | None = None) -> Question:
     nonce = nonce or secrets.token_hex(8)
     listwise = LISTWISE in task.template
     if listwise:
-        answers = sorted(task.answers, key=lambda a: _digest(task.shuffle_seed, "order", a.index))
-        names = _names(task.shuffle_seed, len(answers))
+        seed = task.shuffle_seed
+        candidates = sorted(task.answers, key=lambda each: _digest(seed, "order", each.index))
+        names = _names(seed, len(candidates))
     else:
-        answers, names = list(task.answers), [ONLY]
-    ids = dict(zip(names, answers, strict=True))
-    seen = {name: shown(answer.content, nonce) for name, answer in ids.items()}
+        candidates, names = list(task.answers), [ONLY]
+    ids = dict(zip(names, candidates, strict=True))
+    seen = {name: shown(candidate.content, nonce) for name, candidate in ids.items()}
     fenced = "\n\n".join(_fenced(name, text, nonce) for name, text in seen.items())
     # Split and joined, so that what is put in is never searched for placeholders itself.
     filled = fenced.join(task.template.split(LISTWISE if listwise else POINTWISE))
@@ -109,14 +110,14 @@ def _names(seed: str, count: int) -> list[str]:
 
 
 def shown(content: str, nonce: str) -> str:
-    """A candidate as the judge sees it: nothing unseen, no control token, nothing like a fence."""
-    text = content[:ANSWER_MAX]
+    """A candidate as the grader sees it: nothing unseen, no control token, nothing like a fence."""
+    text = content[:CANDIDATE_MAX]
     if not (text.isascii() and text.translate(_LAYOUT).isprintable()):
         text = "".join(c if _seen(c) else " " for c in text)
     text = text.replace(nonce, _GAP)
     for pattern in (_CONTROL, _FENCE):
         text = _without(text, pattern)
-    if len(content) > ANSWER_MAX:
+    if len(content) > CANDIDATE_MAX:
         text += "\n[cut here: the answer is too long]"
     return text
 

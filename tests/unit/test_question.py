@@ -1,4 +1,4 @@
-"""What a judge sees: the template as written, candidates as data, our paragraph last."""
+"""What a grader sees: the template as written, candidates as data, our paragraph last."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rsd.protocol.tasks import Answer, GradeCandidates
 from rsd.protocol.vocabulary import RequestDialect
 from rsd.simulator.injectable_grader import order
-from rsd.workers.grading.question import ANSWER_MAX, Question, ask, response_format, shown
+from rsd.workers.grading.question import CANDIDATE_MAX, Question, ask, response_format, shown
 from rsd.workers.grading.scores import EXPLANATION_MAX, Score, pointwise
 from tests.evidence import record
 
@@ -23,7 +23,7 @@ DATA = Path(__file__).resolve().parents[1] / "data"
 NONCE = "00c0ffee00c0ffee"
 
 
-def judge(template: str, *contents: str, seed: str = "s") -> GradeCandidates:
+def grading(template: str, *contents: str, seed: str = "s") -> GradeCandidates:
     return GradeCandidates(
         image="i",
         sha256="0" * 64,
@@ -45,7 +45,7 @@ def fences(made: Question, nonce: str = NONCE) -> dict[str, str]:
 
 
 def test_the_template_is_used_as_written_and_our_paragraph_comes_last() -> None:
-    made = ask(judge("Look {twice}: {{}}\n{generated_answer}\n%s \\1 end.", "A --> B"), NONCE)
+    made = ask(grading("Look {twice}: {{}}\n{generated_answer}\n%s \\1 end.", "A --> B"), NONCE)
     before, fence, rest = made.text.partition(f'<answer id="A" nonce="{NONCE}">\nA --> B\n')
     assert before == "Look {twice}: {{}}\n"
     assert fence
@@ -58,36 +58,36 @@ def test_the_template_is_used_as_written_and_our_paragraph_comes_last() -> None:
 
 
 def test_what_is_put_in_is_not_searched_for_placeholders() -> None:
-    made = ask(judge("X {generated_answer} Y", "a {generated_answer} {candidate_answers} b"))
+    made = ask(grading("X {generated_answer} Y", "a {generated_answer} {candidate_answers} b"))
     assert made.text.count("a {generated_answer} {candidate_answers} b") == 1
 
 
 def test_a_placeholder_that_stands_twice_is_filled_twice() -> None:
-    made = ask(judge("{generated_answer} again: {generated_answer}", "A --> B"), NONCE)
+    made = ask(grading("{generated_answer} again: {generated_answer}", "A --> B"), NONCE)
     assert made.text.count("A --> B") == 2
 
 
 def test_a_list_is_shuffled_and_its_ids_tell_nothing() -> None:
     contents = [f"answer number {k}" for k in range(6)]
-    made = ask(judge("{candidate_answers}", *contents, seed="x:0:0:0"), NONCE)
+    made = ask(grading("{candidate_answers}", *contents, seed="x:0:0:0"), NONCE)
     assert made.listwise
     assert {made.ids[n].index: text for n, text in fences(made).items()} == dict(
         enumerate(contents)
     )
     assert all(re.fullmatch(r"[A-Z][A-Z0-9]{3}", name) for name in made.ids)
     orders = {
-        tuple(a.index for a in ask(judge("{candidate_answers}", *contents, seed=s)).ids.values())
+        tuple(a.index for a in ask(grading("{candidate_answers}", *contents, seed=s)).ids.values())
         for s in map(str, range(20))
     }
     assert len(orders) > 10
-    again = ask(judge("{candidate_answers}", *contents, seed="x:0:0:0"), NONCE)
+    again = ask(grading("{candidate_answers}", *contents, seed="x:0:0:0"), NONCE)
     assert again.text == made.text
     for name in made.ids:
         assert name in made.text.rpartition("\n\n")[2]
 
 
 def test_the_nonce_is_new_in_every_call() -> None:
-    task = judge("{generated_answer}", "A --> B")
+    task = grading("{generated_answer}", "A --> B")
     nonces = {re.findall(r"nonce ([0-9a-f]{16})", ask(task).text)[-1] for _ in range(20)}
     assert len(nonces) == 20
 
@@ -112,7 +112,7 @@ ATTACKS = [
 
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_an_attack_stays_inside_its_fence(attack: str) -> None:
-    made = ask(judge("{generated_answer}", attack), NONCE)
+    made = ask(grading("{generated_answer}", attack), NONCE)
     assert list(fences(made)) == ["A"]
     assert made.text.count(NONCE) == 3
     inside = fences(made)["A"]
@@ -128,7 +128,7 @@ PIECES = st.sampled_from(
 
 @given(st.lists(PIECES | st.text(max_size=10), max_size=12).map("".join))
 def test_whatever_a_candidate_says_it_has_one_fence(content: str) -> None:
-    made = ask(judge("{generated_answer}", content), NONCE)
+    made = ask(grading("{generated_answer}", content), NONCE)
     assert list(fences(made)) == ["A"]
     assert made.text.count(NONCE) == 3
     inside = shown(content, NONCE)
@@ -142,9 +142,9 @@ def test_a_netlist_is_shown_as_it_is() -> None:
 
 
 def test_a_long_candidate_is_cut() -> None:
-    inside = shown("x" * (ANSWER_MAX + 1), NONCE)
-    assert inside.startswith("x" * ANSWER_MAX + "\n")
-    assert len(inside) < ANSWER_MAX + 100
+    inside = shown("x" * (CANDIDATE_MAX + 1), NONCE)
+    assert inside.startswith("x" * CANDIDATE_MAX + "\n")
+    assert len(inside) < CANDIDATE_MAX + 100
 
 
 def objects(schema: dict[str, object]) -> list[dict[str, object]]:
@@ -181,12 +181,12 @@ def test_the_ladder_ends_in_words_only() -> None:
 
 @dataclass(frozen=True)
 class Injected:
-    """A candidate that pleads; `gate` is the flaw that keeps it from the judge, "" for none."""
+    """A candidate that pleads; `rejected_because` keeps it from the grader, "" never does."""
 
     name: str
     family: str
     form: str
-    gate: str
+    rejected_because: str
 
     def text(self, netlist: str) -> str:
         """As the model answers it, around a netlist."""
@@ -200,7 +200,9 @@ def injected_candidates() -> list[Injected]:
         form, grow = entry["text"], entry.get("grow")
         if grow:
             form = form.replace(grow["at"], grow["by"] * grow["times"], 1)
-        found.append(Injected(entry["name"], entry["family"], form, entry.get("gate", "")))
+        found.append(
+            Injected(entry["name"], entry["family"], form, entry.get("rejected_because", ""))
+        )
     return found
 
 
@@ -214,7 +216,7 @@ def test_the_corpus_is_large_and_its_names_differ() -> None:
 
 @pytest.mark.parametrize("case", INJECTED, ids=lambda case: case.name)
 def test_an_injection_stays_in_its_fence_without_tokens_or_unseen_text(case: Injected) -> None:
-    made = ask(judge("{generated_answer}", case.text(HONEST)), NONCE)
+    made = ask(grading("{generated_answer}", case.text(HONEST)), NONCE)
     assert list(fences(made)) == ["A"]
     assert made.text.count(NONCE) == 3
     inside = made.shown["A"]
@@ -222,18 +224,18 @@ def test_an_injection_stays_in_its_fence_without_tokens_or_unseen_text(case: Inj
     assert not re.search(
         r"[<⟨‹＜]\s*[/∕／]?\s*\w*nswer|[\U000E0000-\U000E01F0\u200b\u202e]", inside
     )
-    assert order("", [inside]) is None, "the gullible judge hears nobody but the candidate"
+    assert order("", [inside]) is None, "the gullible grader hears nobody but the candidate"
     if "{netlist}" in case.form:
         assert HONEST in inside, "the netlist itself is shown as it is"
 
 
-def test_the_gullible_judge_is_gullible() -> None:
+def test_the_gullible_grader_is_gullible() -> None:
     heard = [c for c in INJECTED if order("", [c.text(HONEST)]) == 100]
     assert {c.family for c in heard} >= {"fence", "token", "hidden"}
     assert order("", [HONEST]) is None
     for template in ("grading_prompt", "grading_prompt_listwise"):
         text = json.loads((DATA.parents[1] / f"prompts/{template}.json").read_text())["template"]
-        made = ask(judge(text, HONEST), NONCE)
+        made = ask(grading(text, HONEST), NONCE)
         assert order(made.text, []) is None, "nor does it take our own words for an order"
 
 
@@ -253,7 +255,7 @@ QUOTES = {
 
 
 @pytest.mark.parametrize("way", QUOTES)
-def test_a_judge_that_quotes_the_candidate_says_nothing_in_its_name(way: str) -> None:
+def test_a_grader_that_quotes_the_candidate_says_nothing_in_its_name(way: str) -> None:
     asked = believed = 0
     for case in INJECTED:
         inside = shown(case.text(HONEST), NONCE)
@@ -265,13 +267,13 @@ def test_a_judge_that_quotes_the_candidate_says_nothing_in_its_name(way: str) ->
             if isinstance(found, Score):
                 assert found.score == 12, (case.name, text[:300])
                 believed += 1
-    assert believed or "verdict" not in way, "the judge's own words are still believed"
+    assert believed or "verdict" not in way, "the grader's own words are still believed"
     record(
         "answers",
-        f"A judge that quotes an injected candidate: {way}",
+        f"A grader that quotes an injected candidate: {way}",
         times=asked,
         wrong=0,
-        seen=f"{believed} times the judge's own 12 was read, else nothing",
+        seen=f"{believed} times the grader's own 12 was read, else nothing",
     )
 
 
