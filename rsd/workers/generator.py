@@ -13,8 +13,8 @@ from rsd.protocol.dialects import token_cap
 from rsd.protocol.tasks import Completion, Generate, Generated, LeaseId, Prepare
 from rsd.system.failpoints import failpoint
 from rsd.workers.api.client import chat_body
-from rsd.workers.api.http1 import Body, Piece
 from rsd.workers.api.replies import CallFailed, Reply
+from rsd.workers.api.transport import Body, Piece
 from rsd.workers.prepare import prepare
 from rsd.workers.probes import HANDLERS
 from rsd.workers.worker import Worker

@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from rsd.errors import ErrorClass
-from rsd.workers.api.client import MAX_BODY_BYTES
+from rsd.workers.api.transport import MAX_BODY_BYTES
 from tests.integration.error_words import DEAD, openai, vllm
 from tests.servers import HEAD, Request, Script, answers, completion
 

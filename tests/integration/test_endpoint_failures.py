@@ -15,8 +15,8 @@ from rsd.errors import ErrorClass
 from rsd.protocol.vocabulary import CallError, Usage
 from rsd.workers.api import client as api
 from rsd.workers.api.client import chat_body
-from rsd.workers.api.http1 import MAX_BODY_BYTES
 from rsd.workers.api.replies import CallFailed
+from rsd.workers.api.transport import MAX_BODY_BYTES
 from tests.integration.calls import COMPLETION, KEY, call, client
 from tests.servers import HEAD, PATIENCE, Request, Script, drip, raw, says, serving
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from rsd.workers.api.client import MAX_BODY_BYTES
+from rsd.workers.api.transport import MAX_BODY_BYTES
 from tests.evidence import record
 from tests.integration.careless import KEYS, WORKERS, Careless, give
 from tests.servers import Request, Server, serving

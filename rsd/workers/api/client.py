@@ -1,6 +1,6 @@
 """One HTTP call to a chat-completions endpoint, and the class of what went wrong.
 
-How bytes cross the connection is in `wire.py`. Retries are the brain's business, so there are none
+How bytes cross the connection is in `http1.py`. Retries are the brain's business, so there are none
 here, and redirects are not followed (the key must not travel to another host). What a body means
 is read in `replies.py` and `refusals.py`.
 """
@@ -8,14 +8,11 @@ is read in `replies.py` and `refusals.py`.
 from __future__ import annotations
 
 import contextlib
-import http.client
 import ipaddress
 import math
 import re
-import socket
-import ssl
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
@@ -30,7 +27,7 @@ from rsd.errors import ErrorClass
 from rsd.protocol.tasks import Endpoint
 from rsd.protocol.vocabulary import CallError
 from rsd.system.redact import Redactor
-from rsd.workers.api.http1 import Answer, Body, Broken, Lines, Piece, TooLong
+from rsd.workers.api.http1 import ConnectionPool
 from rsd.workers.api.refusals import classify_status, excerpt, rate_windows
 from rsd.workers.api.replies import (
     CallFailed,
@@ -42,6 +39,15 @@ from rsd.workers.api.replies import (
     read_models,
     read_reply,
 )
+from rsd.workers.api.transport import (
+    Answer,
+    AnswerTooLong,
+    Body,
+    ExchangeFailed,
+    Piece,
+    Transport,
+)
+from rsd.workers.api.transport_errors import call_error, transport_error
 
 #: vLLM's metrics lie beside /v1, not below it.
 METRICS: Final = "/metrics"
@@ -49,8 +55,6 @@ METRICS: Final = "/metrics"
 LOAD_SECONDS: Final = 5.0
 #: Most names of pictures that a server may hold.
 HELD_MAX: Final = 10_000
-#: Most exceptions looked at in a chain of causes.
-CAUSES_MAX: Final = 16
 
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f]")
 
@@ -88,10 +92,10 @@ def chat_body(
     return b"".join(head), data_url, b"".join(parts)
 
 
-class _Way(NamedTuple):
-    """A path of an endpoint: its connections, and a request's head for it."""
+class _Route(NamedTuple):
+    """A path of an endpoint: what leads there, and a request's head for it."""
 
-    lines: Lines
+    transport: Transport
     head: bytes  #: request line and headers, but for the length of the body
 
 
@@ -125,7 +129,7 @@ class Client:
         session = requests.Session()
         self._adapter = HTTPAdapter(pool_connections=1, pool_maxsize=pool_size, max_retries=0)
         self._pool_size = pool_size
-        self._lines: dict[int, Lines] = {}
+        self._transports: dict[int, Transport] = {}
         self._headers: dict[str, str | bytes] = {
             "Content-Type": "application/json",
             "Accept": "application/json, text/plain;q=0.5",
@@ -140,7 +144,7 @@ class Client:
         )
         self._proxies = {} if _is_loopback(parts.hostname or "") else dict(settings["proxies"])
         self._verify: bool | str = endpoint.ca_file or settings["verify"] or True
-        self._ways: dict[str, _Way] = {}
+        self._routes: dict[str, _Route] = {}
         self.holds = Held()
 
     def chat(self, body: Body) -> Reply:
@@ -178,35 +182,37 @@ class Client:
         """
         seconds = min(most, self.endpoint.timeout)
         try:
-            way = self._way(method, path)
-            answer = way.lines.exchange(way.head, body or (), seconds)
-        except Broken as e:
+            route = self._route(method, path)
+            answer = route.transport.exchange(route.head, body or (), seconds)
+        except ExchangeFailed as e:
             error = self._broken(e.__cause__, e.status)
             refused = e.status is not None and not 200 <= e.status < 300
             if not refused or error.reason == "timeout":
                 raise CallFailed(self._cleaned(error)) from None
             answer = Answer(e.status or 0, e.headers, e.body)
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as e:
-            raise CallFailed(self._cleaned(_transport_error(e))) from None
+            raise CallFailed(self._cleaned(transport_error(e))) from None
         if 200 <= answer.status < 300:
             return answer.body, answer.headers
         raise CallFailed(self._cleaned(self._refusal(answer, self._scrub(answer.body), path)))
 
     def _broken(self, e: BaseException | None, status: int | None) -> CallError:
-        if isinstance(e, TooLong):
-            return _error(ErrorClass.BAD_REPLY, str(e), "body_too_big", status=status)
+        if isinstance(e, AnswerTooLong):
+            return call_error(ErrorClass.BAD_REPLY, str(e), "body_too_big", status=status)
         assert isinstance(e, Exception)
-        return _transport_error(e)
+        return transport_error(e)
 
-    def _way(self, method: str, path: str) -> _Way:
+    def _route(self, method: str, path: str) -> _Route:
         """How a path is reached: requests finds out about proxies, certificates and headers, once;
         the calls then go over the connections that it names.
         """
         if _UNPRINTABLE.search(self._key):
             text = "the API key holds a line break or another control character"
-            raise CallFailed(_error(ErrorClass.MISCONFIGURED, text, "unauthorized", answered=False))
-        way = self._ways.get(path)
-        if way is None:
+            raise CallFailed(
+                call_error(ErrorClass.MISCONFIGURED, text, "unauthorized", answered=False)
+            )
+        route = self._routes.get(path)
+        if route is None:
             parts = urlsplit(self.endpoint.url)
             base = parts.path.rstrip("/")
             base = base.removesuffix("/v1") if path == METRICS else base
@@ -222,16 +228,16 @@ class Client:
             headers = {"Host": host, **request.headers}
             if target.startswith("http"):  # a proxy that is no tunnel wants to know who asks
                 headers |= pool.proxy_headers
-            lines = self._lines.setdefault(id(pool), Lines(pool, self._pool_size))
-            way = self._ways[path] = _Way(lines, _head(method, target, headers))
-        return way
+            transport = self._transports.setdefault(id(pool), ConnectionPool(pool, self._pool_size))
+            route = self._routes[path] = _Route(transport, _head(method, target, headers))
+        return route
 
     def _refusal(self, response: Answer, raw: bytes, path: str) -> CallError:
         status = response.status
         if 300 <= status < 400:
             where = excerpt(self._scrub_text(response.headers.get("location", "nowhere")), 120)
             text = f"{status}: {self.url} redirects to {where}; not followed"
-            return _error(ErrorClass.MISCONFIGURED, text, "redirect", status=status)
+            return call_error(ErrorClass.MISCONFIGURED, text, "redirect", status=status)
         text = raw.decode("utf-8", "replace")
         error = classify_status(status, decode(raw), text, response.headers, time.time())
         if error.reason in ("not_found", "html", "unexpected_status"):
@@ -243,10 +249,10 @@ class Client:
         text = self._scrub(raw).decode("utf-8", "replace").strip()
         if text[:1] == "<":
             words = f"{self.url} answers with a web page: {excerpt(text, 80)}"
-            return _error(ErrorClass.MISCONFIGURED, words, "html", status=200)
+            return call_error(ErrorClass.MISCONFIGURED, words, "html", status=200)
         if not text:
-            return _error(ErrorClass.BAD_REPLY, "an empty answer", "empty", status=200)
-        return _error(
+            return call_error(ErrorClass.BAD_REPLY, "an empty answer", "empty", status=200)
+        return call_error(
             ErrorClass.BAD_REPLY, f"no JSON: {excerpt(text, 120)}", "bad_json", status=200
         )
 
@@ -281,113 +287,3 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def _error(kind: ErrorClass, message: str, reason: str, **fields: Any) -> CallError:
-    return CallError(error=kind, message=excerpt(message), reason=reason, **fields)
-
-
-def _causes(e: BaseException) -> Iterator[BaseException]:
-    """An exception and all that it wraps; urllib3 and requests wrap in four ways."""
-    waiting: list[object] = [e]
-    seen: list[BaseException] = []
-    while waiting and len(seen) < CAUSES_MAX:
-        one = waiting.pop(0)
-        if not isinstance(one, BaseException) or any(one is s for s in seen):
-            continue
-        seen.append(one)
-        yield one
-        waiting += [*one.args, getattr(one, "reason", None), one.__cause__, one.__context__]
-
-
-#: Kinds of trouble below HTTP, the first that is found in the chain of causes decides.
-_TROUBLE: Final[tuple[tuple[tuple[type[BaseException], ...], ErrorClass, str, str], ...]] = (
-    (
-        (ssl.SSLEOFError, ssl.SSLZeroReturnError),
-        ErrorClass.TRANSIENT,
-        "reset",
-        "the connection broke",
-    ),
-    (
-        (ssl.SSLError, requests.exceptions.SSLError, urllib3.exceptions.SSLError),
-        ErrorClass.MISCONFIGURED,
-        "tls",
-        "TLS",
-    ),
-    (
-        (socket.gaierror, urllib3.exceptions.NameResolutionError),
-        ErrorClass.TRANSIENT,
-        "dns",
-        "the host name is not known",
-    ),
-    (
-        (
-            requests.exceptions.InvalidURL,
-            requests.exceptions.InvalidSchema,
-            requests.exceptions.MissingSchema,
-            requests.exceptions.InvalidHeader,
-            urllib3.exceptions.LocationValueError,
-        ),
-        ErrorClass.MISCONFIGURED,
-        "bad_url",
-        "no usable URL",
-    ),
-    ((http.client.IncompleteRead,), ErrorClass.BAD_REPLY, "cut", "the answer was cut off"),
-    (
-        (urllib3.exceptions.DecodeError,),
-        ErrorClass.BAD_REPLY,
-        "bad_encoding",
-        "the answer cannot be decompressed",
-    ),
-    (
-        (ConnectionRefusedError, urllib3.exceptions.NewConnectionError),
-        ErrorClass.TRANSIENT,
-        "connect",
-        "no connection",
-    ),
-    (
-        (requests.exceptions.ConnectTimeout, urllib3.exceptions.ConnectTimeoutError),
-        ErrorClass.TRANSIENT,
-        "connect",
-        "no connection in time",
-    ),
-    (
-        (requests.exceptions.Timeout, urllib3.exceptions.TimeoutError, TimeoutError),
-        ErrorClass.TRANSIENT,
-        "timeout",
-        "no complete answer in time",
-    ),
-    (
-        (http.client.RemoteDisconnected, ConnectionError),
-        ErrorClass.TRANSIENT,
-        "reset",
-        "the connection broke",
-    ),
-    (
-        (http.client.HTTPException,),
-        ErrorClass.MISCONFIGURED,
-        "not_http",
-        "the answer is no HTTP",
-    ),
-)
-
-
-_WRAPPERS: Final = (requests.RequestException, urllib3.exceptions.HTTPError)
-
-
-def _transport_error(e: Exception) -> CallError:
-    """No HTTP answer came, or it broke off."""
-    causes = list(_causes(e))
-    # What the operating system said; the libraries around it repeat the URL and name themselves.
-    own = [c for c in causes if not isinstance(c, _WRAPPERS)]
-    deepest = (own or causes)[-1]
-    text = f"{type(deepest).__name__}: {deepest}"
-    if not isinstance(e, requests.RequestException) and "TLS" in text:
-        return _error(ErrorClass.MISCONFIGURED, text, "tls", answered=False)  # no such CA file
-    if "Tunnel connection failed" in text:
-        return _error(ErrorClass.MISCONFIGURED, f"proxy: {text}", "proxy", answered=False)
-    for types, kind, reason, words in _TROUBLE:
-        if any(isinstance(cause, types) for cause in causes):
-            answered = kind is ErrorClass.BAD_REPLY
-            return _error(kind, f"{words} ({text})", reason, answered=answered)
-    return _error(ErrorClass.TRANSIENT, f"the connection broke ({text})", "reset", answered=False)

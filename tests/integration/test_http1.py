@@ -19,15 +19,9 @@ from hypothesis import strategies as st
 from urllib3.connectionpool import HTTPConnectionPool
 
 from rsd.workers.api import http1
-from rsd.workers.api.http1 import (
-    MAX_BODY_BYTES,
-    MAX_HEAD_BYTES,
-    MEMBERS_MAX,
-    Answer,
-    Broken,
-    Lines,
-    TooLong,
-)
+from rsd.workers.api.answer_reader import MAX_HEAD_BYTES, MEMBERS_MAX
+from rsd.workers.api.http1 import ConnectionPool
+from rsd.workers.api.transport import MAX_BODY_BYTES, Answer, AnswerTooLong, ExchangeFailed
 
 HEAD = b"POST / HTTP/1.1\r\nHost: x\r\n"
 BODY = b'{"answer": "A --> B"}'
@@ -55,7 +49,7 @@ def read_request(sock: socket.socket) -> bytes:
 
 
 @contextmanager
-def serving(script: Script) -> Iterator[tuple[Lines, list[bytes], list[socket.socket]]]:
+def serving(script: Script) -> Iterator[tuple[ConnectionPool, list[bytes], list[socket.socket]]]:
     """A server of bare sockets: `script(sock, request)` answers; False ends the connection."""
     requests: list[bytes] = []
     accepted: list[socket.socket] = []
@@ -79,10 +73,10 @@ def serving(script: Script) -> Iterator[tuple[Lines, list[bytes], list[socket.so
 
         threading.Thread(target=accept, daemon=True).start()
         pool = HTTPConnectionPool("127.0.0.1", listener.getsockname()[1])
-        lines = Lines(pool, 4)
-        yield lines, requests, accepted
+        connections = ConnectionPool(pool, 4)
+        yield connections, requests, accepted
         listener.shutdown(socket.SHUT_RDWR)
-        del lines
+        del connections
         pool.close()
 
 
@@ -145,9 +139,9 @@ CLOSING: dict[str, bytes] = {
 
 @pytest.mark.parametrize("data", RIGHT.values(), ids=RIGHT.keys())
 def test_every_framing_gives_the_body_and_keeps_the_connection(data: bytes) -> None:
-    with serving(answering(data)) as (lines, requests, accepted):
+    with serving(answering(data)) as (connections, requests, accepted):
         for _ in range(3):
-            answer = lines.exchange(HEAD, (b"ab", b"cd"), PATIENCE)
+            answer = connections.exchange(HEAD, (b"ab", b"cd"), PATIENCE)
             assert (answer.status, answer.body) == (200, BODY)
     assert requests == [HEAD + b"Content-Length: 4\r\n\r\nabcd"] * 3
     assert len(accepted) == 1
@@ -155,33 +149,33 @@ def test_every_framing_gives_the_body_and_keeps_the_connection(data: bytes) -> N
 
 @pytest.mark.parametrize("data", CLOSING.values(), ids=CLOSING.keys())
 def test_where_the_end_is_the_framing_each_call_has_its_connection(data: bytes) -> None:
-    with serving(answering(data, stay=False)) as (lines, _, accepted):
+    with serving(answering(data, stay=False)) as (connections, _, accepted):
         for _ in range(3):
-            assert lines.exchange(HEAD, (b"x",), PATIENCE).body == BODY
+            assert connections.exchange(HEAD, (b"x",), PATIENCE).body == BODY
     assert len(accepted) == 3
 
 
 @pytest.mark.parametrize("more", [b"}", b"\r\n\r\nnonsense", b"HTTP/1.1 500 Another\r\n\r\n"])
 def test_bytes_after_an_answer_spoil_neither_it_nor_the_next(more: bytes) -> None:
-    with serving(answering(RIGHT["a length"] + more)) as (lines, _, accepted):
+    with serving(answering(RIGHT["a length"] + more)) as (connections, _, accepted):
         for _ in range(3):
-            answer = lines.exchange(HEAD, (b"x",), PATIENCE)
+            answer = connections.exchange(HEAD, (b"x",), PATIENCE)
             assert (answer.status, answer.body) == (200, BODY)
     assert len(accepted) == 3
 
 
 @given(data=st.sampled_from(list(RIGHT.values())), sizes=st.lists(st.integers(1, 40), max_size=8))
 def test_an_answer_may_come_in_any_pieces(data: bytes, sizes: list[int]) -> None:
-    with serving(answering(data, pieces=sizes)) as (lines, _, _):
-        assert lines.exchange(HEAD, (b"x",), PATIENCE).body == BODY
+    with serving(answering(data, pieces=sizes)) as (connections, _, _):
+        assert connections.exchange(HEAD, (b"x",), PATIENCE).body == BODY
 
 
 @pytest.mark.parametrize("data", [RIGHT["a length"], RIGHT["chunks"], RIGHT["gzip in chunks"]])
 def test_an_answer_cut_anywhere_is_never_taken_for_whole(data: bytes) -> None:
     for cut in range(len(data)):
-        with serving(answering(data[:cut], stay=False)) as (lines, _, _):
-            with pytest.raises(Broken) as caught:
-                lines.exchange(HEAD, (b"x",), PATIENCE)
+        with serving(answering(data[:cut], stay=False)) as (connections, _, _):
+            with pytest.raises(ExchangeFailed) as caught:
+                connections.exchange(HEAD, (b"x",), PATIENCE)
             cause = caught.value.__cause__
             headed = b"\r\n\r\n" in data[:cut]
             kind = http.client.IncompleteRead if headed else http.client.BadStatusLine
@@ -190,17 +184,17 @@ def test_an_answer_cut_anywhere_is_never_taken_for_whole(data: bytes) -> None:
 
 
 def test_a_connection_that_was_closed_while_idle_is_not_used_again() -> None:
-    with serving(answering(RIGHT["a length"], stay=False)) as (lines, requests, accepted):
+    with serving(answering(RIGHT["a length"], stay=False)) as (connections, requests, accepted):
         for _ in range(5):
-            assert lines.exchange(HEAD, (b"x",), PATIENCE).body == BODY
+            assert connections.exchange(HEAD, (b"x",), PATIENCE).body == BODY
             accepted[-1].close()
-            until_closed(lines)
+            until_closed(connections)
     assert len(requests) == len(accepted) == 5
 
 
-def until_closed(lines: Lines) -> None:
+def until_closed(connections: ConnectionPool) -> None:
     """The end of the idle connection has arrived here."""
-    for connection in lines._idle:
+    for connection in connections._idle:
         connection.sock.settimeout(PATIENCE)
         assert connection.sock.recv(1, socket.MSG_PEEK) == b""
 
@@ -221,12 +215,12 @@ def test_an_answer_before_the_request_is_read_counts() -> None:
 
         threading.Thread(target=serve, daemon=True).start()
         pool = HTTPConnectionPool("127.0.0.1", listener.getsockname()[1])
-        answer = Lines(pool, 1).exchange(HEAD, (bytes(30_000_000),), PATIENCE)
+        answer = ConnectionPool(pool, 1).exchange(HEAD, (bytes(30_000_000),), PATIENCE)
         pool.close()
     assert answer == Answer(413, {"content-length": "3", "connection": "close"}, b"big")
 
 
-def early(answer: bytes, after: bytes, lines_of: Callable[[int], Lines]) -> Answer:
+def early(answer: bytes, after: bytes, pool_of: Callable[[int], ConnectionPool]) -> Answer:
     """The answer to 30 MB at a server that sends this after the first bytes and reads no more until
     there is something to send `after` the rest.
     """
@@ -246,13 +240,13 @@ def early(answer: bytes, after: bytes, lines_of: Callable[[int], Lines]) -> Answ
 
         threading.Thread(target=serve, daemon=True).start()
         try:
-            return lines_of(listener.getsockname()[1]).exchange(HEAD, (body,), PATIENCE)
+            return pool_of(listener.getsockname()[1]).exchange(HEAD, (body,), PATIENCE)
         finally:
             over.set()
 
 
-def plain(port: int) -> Lines:
-    return Lines(HTTPConnectionPool("127.0.0.1", port), 1)
+def plain(port: int) -> ConnectionPool:
+    return ConnectionPool(HTTPConnectionPool("127.0.0.1", port), 1)
 
 
 def test_an_answer_counts_though_the_server_reads_no_more() -> None:
@@ -287,9 +281,9 @@ def in_turn(*answers: bytes) -> tuple[Script, list[bytes]]:
 
 def test_a_request_that_crosses_the_end_of_an_idle_connection_is_sent_again() -> None:
     script, left = in_turn(RIGHT["a length"], GONE, RIGHT["a length"])
-    with serving(script) as (lines, requests, accepted):
+    with serving(script) as (connections, requests, accepted):
         for _ in range(2):
-            assert lines.exchange(HEAD, (b"x",), PATIENCE).body == BODY
+            assert connections.exchange(HEAD, (b"x",), PATIENCE).body == BODY
     assert (len(requests), len(accepted), left) == (3, 2, [])
 
 
@@ -303,11 +297,11 @@ def test_a_request_that_crosses_the_end_of_an_idle_connection_is_sent_again() ->
 )
 def test_no_other_request_is_sent_again(answers: tuple[bytes, ...], reason: str) -> None:
     script, left = in_turn(*answers)
-    with serving(script) as (lines, requests, _):
+    with serving(script) as (connections, requests, _):
         if answers[0] != GONE:
-            lines.exchange(HEAD, (b"x",), PATIENCE)
-        with pytest.raises(Broken):
-            lines.exchange(HEAD, (b"x",), PATIENCE)
+            connections.exchange(HEAD, (b"x",), PATIENCE)
+        with pytest.raises(ExchangeFailed):
+            connections.exchange(HEAD, (b"x",), PATIENCE)
     assert (len(requests), left) == (len(answers), []), reason
 
 
@@ -315,10 +309,10 @@ def test_what_took_long_is_not_sent_again(monkeypatch: pytest.MonkeyPatch) -> No
     """A server that dies of a request, or under it, has had it."""
     monkeypatch.setattr(http1, "STALE_SECONDS", -1.0)
     script, _ = in_turn(RIGHT["a length"], GONE, RIGHT["a length"])
-    with serving(script) as (lines, requests, _):
-        lines.exchange(HEAD, (b"x",), PATIENCE)
-        with pytest.raises(Broken):
-            lines.exchange(HEAD, (b"x",), PATIENCE)
+    with serving(script) as (connections, requests, _):
+        connections.exchange(HEAD, (b"x",), PATIENCE)
+        with pytest.raises(ExchangeFailed):
+            connections.exchange(HEAD, (b"x",), PATIENCE)
     assert len(requests) == 2
 
 
@@ -328,8 +322,8 @@ def test_what_took_long_is_not_sent_again(monkeypatch: pytest.MonkeyPatch) -> No
 def test_trailers_change_no_header() -> None:
     trailers = b"0\r\nContent-Encoding: gzip\r\nX-Kind: b\r\nX-New: c\r\n\r\n"
     data = framed(chunked(BODY).partition(b"0\r\n")[0] + trailers, CHUNKED, b"X-Kind: a")
-    with serving(answering(data)) as (lines, _, _):
-        answer = lines.exchange(HEAD, (b"x",), PATIENCE)
+    with serving(answering(data)) as (connections, _, _):
+        answer = connections.exchange(HEAD, (b"x",), PATIENCE)
     assert answer.body == BODY
     assert answer.headers == {"transfer-encoding": "chunked", "x-kind": "a"}
 
@@ -340,17 +334,17 @@ ENDLESS: dict[str, tuple[bytes, type[Exception]]] = {
         b"HTTP/1.1 103 Hints\r\nX-Many: y\r\n\r\n" * (MAX_HEAD_BYTES // 20),
         http.client.LineTooLong,
     ),
-    "trailers": (framed(b"1\r\n{\r\n0\r\n" + b"X: y\r\n" * len(LONG), CHUNKED), TooLong),
-    "one trailer": (framed(b"1\r\n{\r\n0\r\nX: " + LONG, CHUNKED), TooLong),
-    "the head of a chunk": (framed(b"1;x=" + LONG, CHUNKED), TooLong),
+    "trailers": (framed(b"1\r\n{\r\n0\r\n" + b"X: y\r\n" * len(LONG), CHUNKED), AnswerTooLong),
+    "one trailer": (framed(b"1\r\n{\r\n0\r\nX: " + LONG, CHUNKED), AnswerTooLong),
+    "the head of a chunk": (framed(b"1;x=" + LONG, CHUNKED), AnswerTooLong),
 }
 
 
 @pytest.mark.parametrize(("data", "kind"), ENDLESS.values(), ids=ENDLESS.keys())
 def test_what_is_no_body_has_a_bound(data: bytes, kind: type[Exception]) -> None:
-    with serving(answering(data)) as (lines, _, _):
-        with pytest.raises(Broken) as caught:
-            lines.exchange(HEAD, (b"x",), PATIENCE)
+    with serving(answering(data)) as (connections, _, _):
+        with pytest.raises(ExchangeFailed) as caught:
+            connections.exchange(HEAD, (b"x",), PATIENCE)
         assert isinstance(caught.value.__cause__, kind)
 
 
@@ -358,9 +352,9 @@ def test_gzip_members_cost_what_they_weigh() -> None:
     text = zlib.compress(b"x", 0) * 100  # members of more than a kilobyte
     members = gzip.compress(text, 0) * (MEMBERS_MAX - 1) + gzip.compress(b"") + bytes(10)
     data = framed(members, LENGTH % len(members), b"Content-Encoding: gzip")
-    with serving(answering(data)) as (lines, _, _):
+    with serving(answering(data)) as (connections, _, _):
         began = time.thread_time()
-        answer = lines.exchange(HEAD, (b"x",), PATIENCE)
+        answer = connections.exchange(HEAD, (b"x",), PATIENCE)
         assert time.thread_time() - began < 2.0
     assert answer.body == text * (MEMBERS_MAX - 1)
 
@@ -368,9 +362,9 @@ def test_gzip_members_cost_what_they_weigh() -> None:
 def test_empty_gzip_members_are_not_endless() -> None:
     members = gzip.compress(b"") * 100_000
     data = framed(members, LENGTH % len(members), b"Content-Encoding: gzip")
-    with serving(answering(data)) as (lines, _, _):
-        with pytest.raises(Broken) as caught:
-            lines.exchange(HEAD, (b"x",), PATIENCE)
+    with serving(answering(data)) as (connections, _, _):
+        with pytest.raises(ExchangeFailed) as caught:
+            connections.exchange(HEAD, (b"x",), PATIENCE)
         assert isinstance(caught.value.__cause__, urllib3.exceptions.DecodeError)
 
 
@@ -379,21 +373,21 @@ def test_what_is_too_long_is_left() -> None:
     bomb = gzip.compress(bytes(MAX_BODY_BYTES + 1))
     for data, kind in (
         (many, http.client.LineTooLong),
-        (framed(bytes(MAX_BODY_BYTES + 1), LENGTH % (MAX_BODY_BYTES + 1)), TooLong),
-        (framed(bomb, LENGTH % len(bomb), b"Content-Encoding: gzip"), TooLong),
+        (framed(bytes(MAX_BODY_BYTES + 1), LENGTH % (MAX_BODY_BYTES + 1)), AnswerTooLong),
+        (framed(bomb, LENGTH % len(bomb), b"Content-Encoding: gzip"), AnswerTooLong),
     ):
-        with serving(answering(data)) as (lines, _, _):
-            with pytest.raises(Broken) as caught:
-                lines.exchange(HEAD, (b"x",), PATIENCE)
+        with serving(answering(data)) as (connections, _, _):
+            with pytest.raises(ExchangeFailed) as caught:
+                connections.exchange(HEAD, (b"x",), PATIENCE)
             assert isinstance(caught.value.__cause__, kind)
 
 
 @given(st.binary(max_size=200))
 def test_no_bytes_do_harm(data: bytes) -> None:
-    with serving(answering(data, stay=False)) as (lines, _, _):
+    with serving(answering(data, stay=False)) as (connections, _, _):
         try:
-            answer = lines.exchange(HEAD, (b"x",), PATIENCE)
-        except Broken as e:
+            answer = connections.exchange(HEAD, (b"x",), PATIENCE)
+        except ExchangeFailed as e:
             assert isinstance(
                 e.__cause__, OSError | http.client.HTTPException | urllib3.exceptions.HTTPError
             )
@@ -411,8 +405,8 @@ def test_connections_are_closed_with_their_owner() -> None:
             left.set()
         return False
 
-    with serving(script) as (lines, _, _):
-        own = Lines(lines._pool, 1)
+    with serving(script) as (connections, _, _):
+        own = ConnectionPool(connections._pool, 1)
         own.exchange(HEAD, (b"x",), PATIENCE)
         assert not left.is_set()
         del own
