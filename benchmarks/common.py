@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 HOME = Path(__file__).resolve().parents[1]
+#: The checkout of the client `before`: another version of rsd, run in turn with this one.
+BEFORE = os.environ.get("RSD_BENCH_BEFORE", "")
 sys.path.insert(0, str(HOME))
 
 import tables  # noqa: E402
@@ -203,7 +205,11 @@ def clean_environment(**more: str) -> dict[str, str]:
 
 
 def rsd_command(
-    folder: Path, urls: tuple[list[str], list[str]], work: Work, *words: str
+    folder: Path,
+    urls: tuple[list[str], list[str]],
+    work: Work,
+    *words: str,
+    checkout: Path = HOME,
 ) -> tuple[list[str], dict[str, str]]:
     """Command and environment of `run`. The images are those of one folder."""
     prompts = folder / "prompts.json"
@@ -224,15 +230,19 @@ def rsd_command(
         RSD_GENERATION_MAX_N=str(work.n),
         RSD_GRADING_LIST_SIZE=str(work.candidates),
     )
-    return [sys.executable, str(HOME / "daemon.py"), "run", *words, *flags], env
+    return [sys.executable, str(checkout / "daemon.py"), "run", *words, *flags], env
 
 
 def command_of(
     client: str, folder: Path, sim: Simulator, work: Work
 ) -> tuple[list[str], dict[str, str]]:
     """How a client is started."""
-    if client == "rsd":
-        return rsd_command(folder, ([sim.generator], [sim.grader]), work, "--once")
+    if client in ("rsd", "before"):
+        if client == "before" and not BEFORE:
+            raise SystemExit("RSD_BENCH_BEFORE: name a checkout of another version of rsd")
+        checkout = HOME if client == "rsd" else Path(BEFORE)
+        urls = [sim.generator], [sim.grader]
+        return rsd_command(folder, urls, work, "--once", checkout=checkout)
     script = HOME / "benchmarks" / f"script_{'openai' if client == 'openai' else 'aiohttp'}.py"
     file = job(folder, sim, work, spliced=client == "spliced")
     return [sys.executable, str(script), str(file)], clean_environment()
@@ -449,7 +459,8 @@ def workspace() -> Iterator[Path]:
     """A folder that is removed afterwards; TMPDIR says where. rsd is compiled, as an installation
     leaves it.
     """
-    compileall.compile_dir(HOME / "rsd", quiet=1)
+    for checkout in filter(None, (str(HOME), BEFORE)):
+        compileall.compile_dir(Path(checkout) / "rsd", quiet=1)
     with tempfile.TemporaryDirectory(prefix="rsd-bench-") as name:
         yield Path(name)
 

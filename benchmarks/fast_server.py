@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-from rsd.simulator.slots import SERVICE_SIGMA, History, service_seconds
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from rsd.simulator.slots import SERVICE_SIGMA, History, service_seconds  # noqa: E402
 
 MODELS = ("simulated-vlm", "o4-mini")
 PICTURE = b'"url":"data:'

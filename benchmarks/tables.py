@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 CLIENTS = ("rsd", "aiohttp", "spliced", "openai")
+#: Beside them: `before`, rsd of the checkout that RSD_BENCH_BEFORE names.
 
 
 def say(text: str) -> None:
@@ -65,8 +66,6 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     )
     made.add_argument("--markdown", type=Path, metavar="FILE", help="the tables as markdown")
     made.add_argument("--rounds", type=int, default=3, help="rounds, each with every client (3)")
-    made.add_argument(
-        "--clients", nargs="+", choices=CLIENTS, default=list(CLIENTS), help="default: all"
-    )
+    made.add_argument("--clients", nargs="+", choices=(*CLIENTS, "before"), default=list(CLIENTS))
     made.add_argument("--scale", type=float, default=1.0, help="share of the images (1.0)")
     return made
