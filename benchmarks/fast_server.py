@@ -24,7 +24,7 @@ from zlib import crc32
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from rsd.simulator.slots import SERVICE_SIGMA, History, service_seconds  # noqa: E402
+from rsd.simulator.slots import SERVICE_SIGMA, History, service_seconds
 
 MODELS = ("simulated-vlm", "o4-mini")
 PICTURE = b'"url":"data:'
