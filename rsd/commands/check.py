@@ -32,7 +32,7 @@ from rsd.protocol.tasks import (
     Probe,
     Probed,
 )
-from rsd.protocol.vocabulary import ImageInfo, Recipe, RequestDialect, SamplingParams, Usage
+from rsd.protocol.vocabulary import ImageInfo, Recipe, RequestDialect, Role, SamplingParams, Usage
 from rsd.settings.fields import Settings, state_dir
 from rsd.simulator.server import samples_folder
 from rsd.state.store import refuse_network
@@ -82,7 +82,7 @@ def main(args: argparse.Namespace) -> int:
         except UserError as e:
             tell(False, "test picture", str(e))
             return 2
-        for role in ("generate", "grade"):
+        for role in Role:
             for url in trial.urls(role):
                 for verdict, what, detail in trial.endpoint(role, url):
                     tell(verdict, what, detail)
@@ -146,15 +146,15 @@ class Trial:
         self.pictures = Pictures()
         self.answer = "A --> B"
         self.info: ImageInfo | None = None
-        self.spent: dict[str, Usage] = {}
+        self.spent: dict[Role, Usage] = {}
 
-    def urls(self, role: str) -> tuple[str, ...]:
+    def urls(self, role: Role) -> tuple[str, ...]:
         """The endpoints of a role."""
-        return (self.settings.generation if role == "generate" else self.settings.grading).api
+        return self.policy.roles[role].endpoints
 
     def prepare(self, pictures: list[bytes]) -> tuple[str, ImageInfo]:
         """The first acceptable picture of the folder, else a sample. Raises UserError."""
-        configuration = configure_of(self.settings, "generate")
+        configuration = configure_of(self.settings, Role.GENERATE)
         limits = images.Limits(
             max_pixels=configuration.max_pixels,
             max_file_bytes=configuration.max_file_bytes,
@@ -175,16 +175,18 @@ class Trial:
             return os.fsdecode(path), self.info
         raise UserError(f"no acceptable picture ({why})")
 
-    def endpoint(self, role: str, url: str) -> list[tuple[bool | None, str, str]]:
+    def endpoint(self, role: Role, url: str) -> list[tuple[bool | None, str, str]]:
         """Models, credit and sampling of one endpoint, then one real call; None: a warning."""
-        word = "generator" if role == "generate" else "grader"
+        word = "generator" if role is Role.GENERATE else "grader"
         configuration = configure_of(self.settings, role)
         me: Any = _Here(configuration, self.pictures, self.spool)
-        wanted = self.policy.models[0 if role == "generate" else 1]
+        wanted = self.policy.roles[role].model
         dialect = initial_dialect(wanted, role)
         found: list[tuple[bool | None, str, str]] = []
         try:
-            task = Probe(endpoint=url, model=wanted, sampling=role == "generate", dialect=dialect)
+            task = Probe(
+                endpoint=url, model=wanted, sampling=role is Role.GENERATE, dialect=dialect
+            )
             answer: Probed = probe(me, 1, task)
         except CallFailed as e:
             return [(False, f"{word} {url}", f"{e.error.error.value}: {e.error.message}")]
@@ -200,7 +202,7 @@ class Trial:
             found.append((False, f"{word} call", f"{e.error.error.value}: {e.error.message}"))
         return found
 
-    def _call(self, me: Any, role: str, url: str, model: str, dialect: RequestDialect) -> str:
+    def _call(self, me: Any, role: Role, url: str, model: str, dialect: RequestDialect) -> str:
         for _ in range(ADAPTATIONS):
             try:
                 return self._once(me, role, url, model, dialect)
@@ -211,7 +213,7 @@ class Trial:
                 dialect = adapted
         return self._once(me, role, url, model, dialect)
 
-    def _once(self, me: Any, role: str, url: str, model: str, dialect: RequestDialect) -> str:
+    def _once(self, me: Any, role: Role, url: str, model: str, dialect: RequestDialect) -> str:
         assert self.info is not None
         recipe = self.recipe
         common: dict[str, Any] = {
@@ -222,7 +224,7 @@ class Trial:
             "model": model,
             "dialect": dialect,
         }
-        if role == "generate":
+        if role is Role.GENERATE:
             name, prompt = next(iter(recipe.prompts.items()))
             params = SamplingParams(
                 temperature=recipe.temperatures[0], top_p=recipe.top_ps[0], top_k=recipe.top_ks[0]
@@ -240,7 +242,7 @@ class Trial:
                     **common,
                 ),
             )
-            self.spent["generate"] = made.usage
+            self.spent[Role.GENERATE] = made.usage
             self.answer = made.completions[0].content or self.answer
             first = self.answer.strip().splitlines()[:1] or [""]
             return f"{_tokens(made.usage)} in {made.seconds:.1f} s; begins: {first[0][:60]}"
@@ -255,19 +257,19 @@ class Trial:
                 **common,
             ),
         )
-        self.spent["grade"] = graded.usage
+        self.spent[Role.GRADE] = graded.usage
         score = graded.grades[0].score
         return f"{_tokens(graded.usage)} in {graded.seconds:.1f} s; score {score:g}"
 
     def estimate(self, count: int) -> list[str]:
         """What an image and the folder will take, from the two calls that were measured."""
-        if set(self.spent) != {"generate", "grade"}:
+        if set(self.spent) != set(Role):
             return ["no estimate: a call failed"]
         recipe = self.recipe
         draws = recipe.candidates
         lists = -(-draws // recipe.list_size) if recipe.listwise else draws
         grades = lists * recipe.repeats
-        made, graded = self.spent["generate"], self.spent["grade"]
+        made, graded = self.spent[Role.GENERATE], self.spent[Role.GRADE]
         tokens = {
             "generator_input": draws * made.input_tokens,
             "generator_output": draws * made.output_tokens,

@@ -31,7 +31,7 @@ def prepare(settings: Settings) -> None:
     prepare_output(settings)
     _make("state_dir", state)
     children = 1 + settings.processes.generators + settings.processes.graders
-    calls = FILES_PER_CALL * max(slots(settings))
+    calls = FILES_PER_CALL * max(slots(settings).values())
     allow_files(FILES + max(calls, FILES_PER_CHILD * children))
 
 

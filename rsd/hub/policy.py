@@ -6,44 +6,58 @@ import os
 from pathlib import Path
 
 from rsd.errors import UserError
-from rsd.hub.brain.events import GENERATE, GRADE, Policy
+from rsd.hub.brain.events import Policy, RolePolicy
 from rsd.protocol.tasks import Configure, Endpoint
-from rsd.protocol.vocabulary import Rates, Recipe, SummaryConfig
+from rsd.protocol.vocabulary import Rates, Recipe, Role, SummaryConfig
 from rsd.protocol.writer_talk import Open, Reconfigure
 from rsd.settings.fields import Generation, Grading, Settings, state_dir
 from rsd.settings.load import PLACES
 
 #: Most requests in flight per endpoint when the settings name no number. vLLM says itself how many
 #: it can compute at once; other servers only refuse, and are asked more carefully.
-DEFAULT_CAPS = 256, 64
+DEFAULT_CAPS = {Role.GENERATE: 256, Role.GRADE: 64}
 #: Memory for decoding, flattening and encoding a picture; Pillow was seen to take up to 24 bytes
 #: per pixel (WebP with transparency).
 DECODE_BYTES_PER_PIXEL = 32
 
 
-def caps(settings: Settings) -> tuple[int, int]:
-    """Most requests in flight: (all generators together, all graders together)."""
-    generation, grading = settings.generation, settings.grading
-    return (
-        generation.workers or DEFAULT_CAPS[0] * len(generation.api),
-        grading.workers or DEFAULT_CAPS[1] * len(grading.api),
-    )
+def section_of(settings: Settings, role: Role) -> Generation | Grading:
+    """The settings of a role."""
+    sections: dict[Role, Generation | Grading] = {
+        Role.GENERATE: settings.generation,
+        Role.GRADE: settings.grading,
+    }
+    return sections[role]
 
 
-def slots(settings: Settings) -> tuple[int, int]:
-    """Threads of one process: (generator, grader)."""
-    generate, grade = caps(settings)
+def processes_of(settings: Settings, role: Role) -> int:
+    """How many processes of a role there are."""
     processes = settings.processes
-    return -(-generate // processes.generators), -(-grade // processes.graders)
+    return {Role.GENERATE: processes.generators, Role.GRADE: processes.graders}[role]
 
 
-def rates_of(section: Generation | Grading) -> Rates:
-    """What a pool may send and receive per minute."""
-    return Rates(
-        requests=section.requests_per_minute,
-        input_tokens=section.input_tokens_per_minute,
-        output_tokens=section.output_tokens_per_minute,
+def role_policy_of(settings: Settings, role: Role) -> RolePolicy:
+    """What the brain acts on, of one role."""
+    section = section_of(settings, role)
+    cap = section.workers or DEFAULT_CAPS[role] * len(section.api)
+    return RolePolicy(
+        endpoints=section.api,
+        model=section.model,
+        cap=cap,
+        endpoint_cap=section.workers or DEFAULT_CAPS[role],
+        timeout=section.timeout,
+        slots=-(-cap // processes_of(settings, role)),
+        rates=Rates(
+            requests=section.requests_per_minute,
+            input_tokens=section.input_tokens_per_minute,
+            output_tokens=section.output_tokens_per_minute,
+        ),
     )
+
+
+def slots(settings: Settings) -> dict[Role, int]:
+    """Threads of one process, by role."""
+    return {role: role_policy_of(settings, role).slots for role in Role}
 
 
 def policy_of(settings: Settings, recipe: Recipe, *, once: bool) -> Policy:
@@ -51,15 +65,7 @@ def policy_of(settings: Settings, recipe: Recipe, *, once: bool) -> Policy:
     generation, grading, errors = settings.generation, settings.grading, settings.errors
     return Policy(
         recipe=recipe,
-        endpoints=tuple(
-            [(GENERATE, url) for url in generation.api] + [(GRADE, url) for url in grading.api]
-        ),
-        models=(generation.model, grading.model),
-        caps=caps(settings),
-        endpoint_caps=(generation.workers or DEFAULT_CAPS[0], grading.workers or DEFAULT_CAPS[1]),
-        timeouts=(generation.timeout, grading.timeout),
-        rates=(rates_of(generation), rates_of(grading)),
-        slots=slots(settings),
+        roles={role: role_policy_of(settings, role) for role in Role},
         max_n=generation.max_n,
         grade_tokens=grading.max_tokens,
         reasoning_effort=grading.reasoning_effort,
@@ -75,9 +81,9 @@ def policy_of(settings: Settings, recipe: Recipe, *, once: bool) -> Policy:
     )
 
 
-def configure_of(settings: Settings, role: str) -> Configure:
+def configure_of(settings: Settings, role: Role) -> Configure:
     """What a worker of a role is told; holds the keys of that role only."""
-    section = settings.generation if role == GENERATE else settings.grading
+    section = section_of(settings, role)
     limits = settings.images
     return Configure(
         endpoints=tuple(
@@ -91,8 +97,8 @@ def configure_of(settings: Settings, role: str) -> Configure:
         min_side=limits.min_side,
         max_aspect=limits.max_aspect,
         background=limits.background,
-        pictures=settings.generation.pictures if role == GENERATE else "data",
-        decode_bytes=decode_bytes(settings) if role == GENERATE else 0,
+        pictures=settings.generation.pictures if role is Role.GENERATE else "data",
+        decode_bytes=decode_bytes(settings) if role is Role.GENERATE else 0,
         log_level=settings.log_level,
     )
 

@@ -20,8 +20,6 @@ from typing import Any
 from rsd.errors import StateError, UserError
 from rsd.hub.brain.brain import Brain
 from rsd.hub.brain.events import (
-    GENERATE,
-    GRADE,
     Action,
     Ask,
     Assign,
@@ -60,7 +58,7 @@ from rsd.hub.policy import (
 )
 from rsd.hub.status.reporter import Progress, Reporter
 from rsd.protocol.tasks import Drop, GiveBack, LogLine, WorkerReady
-from rsd.protocol.vocabulary import Recipe
+from rsd.protocol.vocabulary import Recipe, Role
 from rsd.protocol.writer_talk import (
     BacklogPage,
     Committed,
@@ -159,7 +157,9 @@ class Supervisor:
             gone=lambda child, life: self.events.put(("gone", child, life)),
             load=targets.load,
         )
-        self.workers = Workers(self.pool, {GENERATE: targets.generator, GRADE: targets.grader})
+        self.workers = Workers(
+            self.pool, {Role.GENERATE: targets.generator, Role.GRADE: targets.grader}
+        )
         opening = opening_of(settings, recipe, state, life=os.urandom(8).hex())
         self.writer = self.pool.add("writer", "writer", targets.writer, (), from_writer_decoder)
         self.writer_client = WriterClient(
@@ -300,7 +300,7 @@ class Supervisor:
             if child is self.writer:
                 self.writer_client.started(now)
             else:
-                self.pool.put(child, configure_of(self.settings, child.role))
+                self.pool.put(child, configure_of(self.settings, Role(child.role)))
 
     def _on_message(self, child: Child, message: Any) -> None:
         if isinstance(message, LogLine):
@@ -315,7 +315,9 @@ class Supervisor:
             if child.closing:
                 return
             child.ready = True
-            self._think(WorkerUp(worker=child.name, role=child.role, slots=child.arguments[1]))
+            self._think(
+                WorkerUp(worker=child.name, role=Role(child.role), slots=child.arguments[1])
+            )
         else:
             failpoint("hub.before-reply")
             self._think(Replied(worker=child.name, reply=message))

@@ -6,6 +6,7 @@ Unix seconds; `seconds` is a duration; scores run from 0 to 100.
 
 from __future__ import annotations
 
+from enum import StrEnum
 from hashlib import blake2b
 from typing import Final
 
@@ -22,6 +23,13 @@ ImageId = str
 SEED_SPACE: Final = 1024
 #: Reason of a CallError: the disk takes no prepared picture, which is no fault of the picture.
 SPOOL_REFUSED: Final = "spool_refused"
+
+
+class Role(StrEnum):
+    """What a model server, and the processes that call it, are there for."""
+
+    GENERATE = "generate"
+    GRADE = "grade"
 
 
 def image_id(path: bytes, version: int) -> ImageId:

@@ -14,7 +14,7 @@ from rsd.hub.brain.limits import DOWN, EndpointLimit
 from rsd.hub.children.local import Child
 from rsd.hub.policy import decode_bytes, refuse_fixed, waiting_for_restart
 from rsd.protocol.tasks import Decoding, Failed, Prepare, from_worker_decoder
-from rsd.protocol.vocabulary import CallError
+from rsd.protocol.vocabulary import CallError, Role
 from rsd.settings.fields import Images, Settings, Watch
 from tests.unit.world import World, policy
 
@@ -38,7 +38,7 @@ def died(world: World, *, crashed: bool) -> None:
     world.think(events.Replied(worker=worker, reply=Decoding(lease=lease, image=task.image)))
     world.leases.pop(worker)
     world.think(events.WorkerGone(worker=worker, crashed=crashed))
-    world.hire("generate")
+    world.hire(Role.GENERATE)
 
 
 def test_three_crashes_convict_a_picture_and_kills_by_others_do_not() -> None:
@@ -116,7 +116,7 @@ def test_memory_for_decoding_grows_with_the_pictures() -> None:
 
 
 def test_a_reload_probes_at_once_what_is_down() -> None:
-    endpoint = EndpointLimit(role="grade", url="u", cap=8, probe_pause=2.0, quota_pause=300.0)
+    endpoint = EndpointLimit(role=Role.GRADE, url="u", cap=8, probe_pause=2.0, quota_pause=300.0)
     endpoint.failed(CallError(error=ErrorClass.QUOTA, message="empty"), 10.0)
     assert not endpoint.probe_due(11.0)
     endpoint.reloaded(4, 1.0, 60.0)

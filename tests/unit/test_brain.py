@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rsd.errors import ErrorClass
 from rsd.hub.brain import events
-from rsd.hub.brain.events import Tick
+from rsd.hub.brain.events import Policy, Tick
 from rsd.protocol.tasks import (
     Failed,
     Generate,
@@ -21,7 +21,7 @@ from rsd.protocol.tasks import (
     Probe,
     ReadLoad,
 )
-from rsd.protocol.vocabulary import SPOOL_REFUSED, CallError, Recipe
+from rsd.protocol.vocabulary import SPOOL_REFUSED, CallError, Recipe, Role
 from tests.unit.world import World, policy, recipe, transient
 
 RECIPES = [
@@ -254,7 +254,11 @@ def test_nothing_is_lent_while_the_writer_cannot_write() -> None:
     assert any(isinstance(task, Prepare | Generate) for task in lent)
 
 
-SERVERS = ("generate", "http://g/v1"), ("generate", "http://h/v1"), ("grade", "http://j/v1")
+def two_servers() -> Policy:
+    """A policy with two generators."""
+    made = policy(recipe(candidates=8), cap=16, slots=8, max_n=1)
+    servers = replace(made.roles[Role.GENERATE], endpoints=("http://g/v1", "http://h/v1"))
+    return replace(made, roles=made.roles | {Role.GENERATE: servers})
 
 
 def alone(affinity: bool) -> int:
@@ -266,8 +270,7 @@ def alone(affinity: bool) -> int:
             asked.setdefault(task.image, set()).add(task.endpoint)
         return None
 
-    chosen = policy(recipe(candidates=8), endpoints=SERVERS, caps=(16, 16), slots=(8, 8), max_n=1)
-    world = World(random.Random(5), replace(chosen, affinity=affinity), trouble)
+    world = World(random.Random(5), replace(two_servers(), affinity=affinity), trouble)
     world.run([f"p{k}".encode() for k in range(24)])
     assert len(world.store.decided) == 24
     assert {url for urls in asked.values() for url in urls} == {"http://g/v1", "http://h/v1"}
@@ -290,8 +293,7 @@ def test_an_image_whose_server_dies_goes_on_elsewhere() -> None:
             asked.append(task.endpoint)
         return None
 
-    chosen = policy(recipe(candidates=8), endpoints=SERVERS, caps=(16, 16), slots=(8, 8), max_n=1)
-    world = World(random.Random(6), chosen, trouble)
+    world = World(random.Random(6), two_servers(), trouble)
     world.run([f"p{k}".encode() for k in range(12)])
     assert len(world.store.decided) == 12 and not world.store.failed
     assert len(asked) == 12 * 8 and "http://h/v1" in asked[:21]
@@ -311,8 +313,7 @@ class Asked(World):
     @classmethod
     def full(cls) -> Asked:
         """Two generators of eight threads hold all that they may: each has one lease ahead."""
-        sizes: dict[str, object] = {"caps": (16, 16), "endpoint_caps": (16, 16), "slots": (8, 8)}
-        chosen = policy(recipe(candidates=8), max_n=1, **sizes)
+        chosen = policy(recipe(candidates=8), max_n=1, cap=16, endpoint_cap=16, slots=8)
         world = cls(random.Random(3), chosen)
         world.recalled = []
         world.open([f"p{k}".encode() for k in range(24)])
@@ -324,7 +325,9 @@ class Asked(World):
         raise AssertionError("they never are full")
 
     def generators(self) -> list[str]:
-        return [w.name for w in self.brain.dispatch.leases.workers.values() if w.role == "generate"]
+        return [
+            w.name for w in self.brain.dispatch.leases.workers.values() if w.role is Role.GENERATE
+        ]
 
     def held(self, worker: str) -> list[int]:
         return [k for k, t in self.leases[worker].items() if isinstance(t, Generate)]
@@ -334,13 +337,13 @@ def test_what_no_thread_has_taken_comes_back_when_the_line_stops() -> None:
     world = Asked.full()
     world.think(events.DrainRequested())
     assert sorted(world.recalled) == sorted(world.generators())
-    before = world.brain.dispatch.planned("generate")
+    before = world.brain.dispatch.planned(Role.GENERATE)
     for worker in world.generators():
         last = world.held(worker)[8]
         del world.leases[worker][last]
         world.think(events.Replied(worker=worker, reply=GivenBack(leases=(last,))))
         assert len(world.brain.dispatch.leases.workers[worker].calls) == 8
-    assert world.brain.dispatch.planned("generate") == before, "it is to be done another time"
+    assert world.brain.dispatch.planned(Role.GENERATE) == before, "it is to be done another time"
     world.think(events.Tick())
     assert len(world.recalled) == 2, "asked once"
 

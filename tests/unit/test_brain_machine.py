@@ -2,8 +2,8 @@
 
 The brain, the writer client and the store are the real ones; only the processes around them are
 played, so that every loss, repetition and delay is possible between any two steps. After each step
-the invariants of `Hub.check` hold; at the end the disturbance stops and every image must come to its
-end as its bytes deserve, with the winner of an undisturbed run.
+the invariants of `Hub.check` hold; at the end the disturbance stops and every image must come to
+its end as its bytes deserve, with the winner of an undisturbed run.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from rsd.errors import ErrorClass
 from rsd.hub.brain import events
 from rsd.hub.brain.brain import Brain
 from rsd.hub.brain.events import Ask, Assign, KillWorker, Persist, Recall
+from rsd.hub.brain.queue import WorkKind
 from rsd.hub.children.writer_client import WriterClient
 from rsd.protocol.facts import ImageEnrolled, ImageGone, ImageRetried, Numbered
 from rsd.protocol.tasks import (
@@ -44,7 +45,7 @@ from rsd.protocol.tasks import (
     Probed,
     ReadLoad,
 )
-from rsd.protocol.vocabulary import CallError, Recipe, SummaryConfig, Usage, path_key
+from rsd.protocol.vocabulary import CallError, Recipe, Role, SummaryConfig, Usage, path_key
 from rsd.protocol.writer_talk import BacklogPage, Committed, FindContent, Open, ReadBacklog
 from rsd.state import view
 from rsd.state.records import (
@@ -193,7 +194,7 @@ class Hub:
             graded = {(i, g.number) for i, grades in seen.grades.items() for g in grades}
             assert any((a.index, a.number) not in graded for a in task.answers), "graded already"
 
-    def hire(self, role: str) -> None:
+    def hire(self, role: Role) -> None:
         self.hired += 1
         name = f"{role}-{self.hired}"
         self.leases[name] = {}
@@ -259,21 +260,21 @@ class Hub:
             assert worker.calls | worker.prepares | worker.asides <= set(self.leases[name]), (
                 "a lease not sent"
             )
-        for role in ("generate", "grade"):
+        for role in Role:
             for endpoint in self.brain.dispatch.of(role):
                 lent = [
                     loan
                     for loan in table.loans.values()
                     if loan.item.endpoint == endpoint.url
-                    and loan.item.kind not in ("prepare", "load")
+                    and loan.item.kind not in (WorkKind.PREPARE, WorkKind.LOAD_POLL)
                 ]
-                calls = [loan for loan in lent if loan.item.kind != "probe"]
+                calls = [loan for loan in lent if loan.item.kind is not WorkKind.PROBE]
                 assert endpoint.in_flight == len(calls), "an endpoint's calls are miscounted"
                 running = min(endpoint.in_flight, table.running(role))
                 assert running <= endpoint.cap, "more calls under way than the endpoint may have"
                 assert endpoint.probing == (len(lent) > len(calls)), "a probe is forgotten"
         for loan in table.loans.values():
-            if loan.item.kind in ("generate", "judge"):
+            if loan.item.kind.pays:
                 known = loan.item.image in self.brain.rounds.images
                 assert known or loan.item.image in self.brain.rounds.departed
         assert len(self.brain.intake.window) <= 256
@@ -283,7 +284,7 @@ class Hub:
         """Every active image has a lease, queued or delayed work, or a message on its way."""
         dispatch, rounds = self.brain.dispatch, self.brain.rounds
         busy = {loan.item.image for loan in dispatch.leases.loans.values()}
-        for queue in dispatch.ready.values():
+        for queue in (dispatch.pictures, *dispatch.ready.values()):
             busy |= {work.image for work in queue}
         busy |= {work.image for _, _, work in dispatch._delayed}
         for image in rounds.images.values():
@@ -315,7 +316,7 @@ class BrainMachine(RuleBasedStateMachine):
     def start(self) -> None:
         self.lives += 1
         self.hub = Hub(self.store, RECIPES[self.which], self.lives)
-        for role in ("generate", "generate", "grade"):
+        for role in (Role.GENERATE, Role.GENERATE, Role.GRADE):
             self.hub.hire(role)
 
     def teardown(self) -> None:
@@ -464,8 +465,8 @@ class BrainMachine(RuleBasedStateMachine):
                 break
         self.hub.kill(name)
 
-    @rule(role=st.sampled_from(("generate", "grade")))
-    def hire(self, role: str) -> None:
+    @rule(role=st.sampled_from(Role))
+    def hire(self, role: Role) -> None:
         if sum(name.startswith(role + "-") for name in self.hub.leases) < 3:
             self.hub.hire(role)
 
@@ -590,14 +591,14 @@ class BrainMachine(RuleBasedStateMachine):
         self.hub.think(events.HostPressure(level="normal"))
         for path in self.files:
             self.see(path)
-        for name in ("generate", "grade"):
+        for name in Role:
             if not any(w.startswith(name + "-") for w in self.hub.leases):
                 self.hub.hire(name)
         for _ in range(5_000):
             if self.lent():
                 self.work(0, 50)
             self.hub.write(200)
-            for worker in ("generate", "grade"):
+            for worker in Role:
                 if not any(w.startswith(worker + "-") for w in self.hub.leases):
                     self.hub.hire(worker)
             self.hub.now += 1.0

@@ -18,14 +18,14 @@ from rsd.hub.brain.limits import (
     EndpointLimit,
     pick_endpoint,
 )
-from rsd.protocol.vocabulary import CallError, RateWindow
+from rsd.protocol.vocabulary import CallError, RateWindow, Role
 
 #: Room of an endpoint that was just reached.
 FIRST = int(FIRST_LIMIT)
 
 
 def endpoint(url: str = "http://a/v1", cap: int = 64) -> EndpointLimit:
-    made = EndpointLimit(role="generate", url=url, cap=cap, probe_pause=2.0, quota_pause=300.0)
+    made = EndpointLimit(role=Role.GENERATE, url=url, cap=cap, probe_pause=2.0, quota_pause=300.0)
     made.probed(0.0, model="m", max_model_len=None)
     return made
 
@@ -240,12 +240,12 @@ def test_the_endpoint_that_knows_the_image_is_preferred_while_it_has_room() -> N
 
 def test_leases_come_back_once_whoever_ends_them() -> None:
     table: LeaseTable[str] = LeaseTable()
-    table.join("g1", "generate", 2)
-    table.join("g2", "generate", 2)
-    first = table.pick("generate", "sha", False)
+    table.join("g1", Role.GENERATE, 2)
+    table.join("g2", Role.GENERATE, 2)
+    first = table.pick(Role.GENERATE, "sha", False)
     assert first is not None
     lease = table.grant(first, "work", deadline=10.0, sha256="sha")
-    assert table.pick("generate", "sha", False) is first, "the worker that has the image"
+    assert table.pick(Role.GENERATE, "sha", False) is first, "the worker that has the image"
     assert table.settle(first.name, lease) == "work"
     assert table.settle(first.name, lease) is None
     late = table.grant(first, "late", deadline=10.0)
@@ -260,33 +260,33 @@ def test_leases_come_back_once_whoever_ends_them() -> None:
 def test_a_worker_is_never_lent_more_than_its_slots_and_the_spare() -> None:
     for slots, spare in ((2, 1), (16, 2), (100, 12)):
         table: LeaseTable[int] = LeaseTable()
-        table.join("g", "generate", slots)
-        assert table.spare("generate") == spare
+        table.join("g", Role.GENERATE, slots)
+        assert table.spare(Role.GENERATE) == spare
         for i in range(slots + spare):
-            assert (table.pick("generate", "", False) is None) == (i >= slots)
-            worker = table.pick("generate", "", True)
+            assert (table.pick(Role.GENERATE, "", False) is None) == (i >= slots)
+            worker = table.pick(Role.GENERATE, "", True)
             assert worker is not None
             table.grant(worker, i, deadline=1.0)
-        assert table.pick("generate", "", True) is None
-        assert table.in_flight("generate") == slots + spare
-        assert table.running("generate") == slots
+        assert table.pick(Role.GENERATE, "", True) is None
+        assert table.in_flight(Role.GENERATE) == slots + spare
+        assert table.running(Role.GENERATE) == slots
 
 
 def test_who_leaves_has_threads_only_for_what_it_holds() -> None:
     table: LeaseTable[int] = LeaseTable()
-    table.join("old", "generate", 16)
-    table.join("new", "generate", 16)
+    table.join("old", Role.GENERATE, 16)
+    table.join("new", Role.GENERATE, 16)
     for i in range(3):
         table.grant(table.workers["old"], i, deadline=1.0)
-    assert (table.threads("generate"), table.spare("generate")) == (32, 4)
+    assert (table.threads(Role.GENERATE), table.spare(Role.GENERATE)) == (32, 4)
     table.leaving("old")
-    assert (table.threads("generate"), table.spare("generate")) == (16 + 3, 2)
+    assert (table.threads(Role.GENERATE), table.spare(Role.GENERATE)) == (16 + 3, 2)
 
 
 def test_a_death_while_decoding_names_the_image() -> None:
     table: LeaseTable[str] = LeaseTable()
-    table.join("g", "generate", 1)
-    worker = table.pick_for_prepare("generate")
+    table.join("g", Role.GENERATE, 1)
+    worker = table.pick_for_prepare(Role.GENERATE)
     assert worker is not None
     lease = table.grant(worker, "prepare", deadline=1.0, kind=PREPARE)
     table.decoding("g", lease, "image")

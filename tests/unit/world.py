@@ -6,14 +6,23 @@ Nothing here is a mock of a part that runs: the brain is pure, and this is what 
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import msgspec
 
 from rsd.errors import ErrorClass
 from rsd.hub.brain import events
 from rsd.hub.brain.brain import Brain
-from rsd.hub.brain.events import Action, Ask, Assign, FilesSeen, Finished, Persist, Policy
+from rsd.hub.brain.events import (
+    Action,
+    Ask,
+    Assign,
+    FilesSeen,
+    Finished,
+    Persist,
+    Policy,
+    RolePolicy,
+)
 from rsd.protocol.facts import (
     CandidateGraded,
     CandidateMade,
@@ -41,7 +50,16 @@ from rsd.protocol.tasks import (
     Probed,
     ReadLoad,
 )
-from rsd.protocol.vocabulary import CallError, ImageInfo, Recipe, Stats, Usage, image_id
+from rsd.protocol.vocabulary import (
+    CallError,
+    ImageInfo,
+    Rates,
+    Recipe,
+    Role,
+    Stats,
+    Usage,
+    image_id,
+)
 from rsd.protocol.writer_talk import (
     BacklogPage,
     Committed,
@@ -76,16 +94,30 @@ def recipe(**changes: object) -> Recipe:
     return msgspec.structs.replace(base, **changes)
 
 
+def role_policy(endpoints: tuple[str, ...], model: str, **changes: object) -> RolePolicy:
+    """What belongs to one role; fields may be changed."""
+    made = RolePolicy(
+        endpoints=endpoints,
+        model=model,
+        cap=8,
+        endpoint_cap=8,
+        timeout=100.0,
+        slots=4,
+        rates=Rates(),
+    )
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
 def policy(recipe_: Recipe | None = None, **changes: object) -> Policy:
-    """A small policy; fields may be changed."""
+    """A small policy; fields may be changed, those of a role for both roles."""
+    own = set(RolePolicy.__dataclass_fields__) & set(changes)
+    of_roles = {name: changes.pop(name) for name in own}
     values: dict[str, object] = {
         "recipe": recipe_ or recipe(),
-        "endpoints": (("generate", "http://g/v1"), ("grade", "http://j/v1")),
-        "models": ("vlm", "o4-mini"),
-        "caps": (8, 8),
-        "endpoint_caps": (8, 8),
-        "timeouts": (100.0, 100.0),
-        "slots": (4, 4),
+        "roles": {
+            Role.GENERATE: role_policy(("http://g/v1",), "vlm", **of_roles),
+            Role.GRADE: role_policy(("http://j/v1",), "o4-mini", **of_roles),
+        },
         "max_n": 4,
         "grade_tokens": 1000,
         "reasoning_effort": "",
@@ -223,25 +255,31 @@ class World:
         for worker, leases in self.leases.items():
             calls = [t for t in leases.values() if not isinstance(t, Prepare | ReadLoad)]
             self.most[worker] = max(self.most.get(worker, 0), len(calls))
-            assert len(calls) <= self.policy.slots[0] + max(1, self.policy.slots[0] // 8)
+            slots = self.slots
+            assert len(calls) <= slots + max(1, slots // 8)
         assert len(self.brain.intake.window) <= 256
 
-    def hire(self, role: str) -> None:
+    @property
+    def slots(self) -> int:
+        """Threads of every worker, whatever its role."""
+        return self.policy.roles[Role.GENERATE].slots
+
+    def hire(self, role: Role) -> None:
         self._workers += 1
         name = f"{role}-{self._workers}"
         self.leases[name] = {}
-        self.think(events.WorkerUp(worker=name, role=role, slots=self.policy.slots[0]))
+        self.think(events.WorkerUp(worker=name, role=role, slots=self.slots))
 
     def kill(self, worker: str) -> None:
         self.leases.pop(worker)
         self.think(events.WorkerGone(worker=worker))
-        self.hire(worker.partition("-")[0])
+        self.hire(Role(worker.partition("-")[0]))
 
     def open(self, paths: list[bytes]) -> None:
         self.think(events.Started(backlog_high=0, dialects=()))
         for _ in range(2):
-            self.hire("generate")
-            self.hire("grade")
+            self.hire(Role.GENERATE)
+            self.hire(Role.GRADE)
         facts = tuple(ImageEnrolled(path=p, size=1, mtime_ns=1, time=0.0) for p in paths)
         self.think(FilesSeen(facts=facts))
         self.think(events.ScanDone(only=None))

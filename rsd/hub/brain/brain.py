@@ -36,7 +36,7 @@ from rsd.hub.brain.image import ActiveImage, requests_per_image
 from rsd.hub.brain.intake import Intake, identity
 from rsd.hub.brain.limits import EndpointLimit
 from rsd.hub.brain.outcomes import GiveUp, Retry, Split, after_failure, pause
-from rsd.hub.brain.queue import GENERATE, JUDGE, LOAD, PREPARE, PROBE, Work
+from rsd.hub.brain.queue import Work, WorkKind
 from rsd.hub.brain.replies import candidates_of, grades_of
 from rsd.hub.brain.rounds import Rounds
 from rsd.hub.brain.turn import Turn
@@ -65,7 +65,7 @@ from rsd.protocol.tasks import (
     Probed,
     Task,
 )
-from rsd.protocol.vocabulary import CallError, ImageInfo
+from rsd.protocol.vocabulary import CallError, ImageInfo, Role
 from rsd.protocol.writer_talk import BacklogPage, Committed, ContentFound, QueuedImage, Recovered
 
 #: Classes by which a server shows that it works, whatever it thinks of the probe.
@@ -165,7 +165,7 @@ class Brain:
         self.rounds.forget_departed()
         self.rounds.start_steps()
         if self._scan_done:
-            planned = self.dispatch.planned("generate")
+            planned = self.dispatch.planned(Role.GENERATE)
             planned += self.rounds.starting * self._requests
             self.intake.admit(len(self.rounds.images), planned, self._requests)
         if not self.turn.full:
@@ -188,7 +188,7 @@ class Brain:
         image = self.rounds.images.get(work.image)
         if image is None:
             return None
-        if work.kind == JUDGE:
+        if work.kind is WorkKind.GRADE:
             first = work.indices[0]
             return GradeCandidates(
                 image=image.image,
@@ -318,9 +318,9 @@ class Brain:
                 single = msgspec.structs.replace(endpoint.dialect, multiple=False)
                 self.dispatch.learn(endpoint, single, self.turn)
             for index in missing:
-                self.rounds.queue(image, GENERATE, (index,))
+                self.rounds.queue(image, WorkKind.GENERATE, (index,))
         for indices, number in image.to_grade(work.indices):
-            self.rounds.queue(image, JUDGE, indices, number)
+            self.rounds.queue(image, WorkKind.GRADE, indices, number)
         self.rounds.check_barrier(image)
 
     def _graded(self, work: Work, reply: Graded) -> None:
@@ -369,14 +369,14 @@ class Brain:
 
     def _failed(self, work: Work, error: CallError) -> None:
         now, endpoint = self.turn.now, self.dispatch.endpoint(work)
-        if work.kind == PREPARE:
+        if work.kind is WorkKind.PREPARE:
             self._prepare_failed(work, error)
             return
-        if work.kind == LOAD:
+        if work.kind is WorkKind.LOAD_POLL:
             if endpoint is not None:
                 endpoint.load_unknown(error, now)
             return
-        if work.kind == PROBE:
+        if work.kind is WorkKind.PROBE:
             if endpoint is not None and error.error in ALIVE:
                 endpoint.probed(now, model=endpoint.model, max_model_len=None)
             elif endpoint is not None:
@@ -387,7 +387,7 @@ class Brain:
             return
         if error.reason == "spool_missing":
             if not image.parked:
-                respool = Work(kind=PREPARE, image=image.image, respool=True)
+                respool = Work(kind=WorkKind.PREPARE, image=image.image, respool=True)
                 self.dispatch.add(respool, front=True)
             image.parked.append(work)
             return
@@ -446,12 +446,12 @@ class Brain:
         works, decoding = self.dispatch.leave(worker)
         convicted = decoding is not None and crashed and self.intake.crashed(decoding)
         for work in works:
-            call = work.kind in (GENERATE, JUDGE)
-            if work.kind in (PROBE, LOAD) or (call and work.image not in self.rounds.images):
+            prepare = work.kind is WorkKind.PREPARE
+            if not prepare and not (work.kind.pays and work.image in self.rounds.images):
                 continue
             if convicted and work.image == decoding:
                 continue
-            if work.kind == PREPARE and work.image == decoding and not crashed:
+            if work.kind is WorkKind.PREPARE and work.image == decoding and not crashed:
                 work.killed += 1
                 self.dispatch.later(work, self.turn.now + pause(work, self.policy))
             else:

@@ -9,15 +9,15 @@ from collections.abc import Callable
 
 from rsd.hub.brain import leases
 from rsd.hub.brain.budgets import Budget
-from rsd.hub.brain.events import GENERATE, GRADE, Assign, KillWorker, Log, Policy, Recall
+from rsd.hub.brain.events import Assign, KillWorker, Log, Policy, Recall
 from rsd.hub.brain.leases import LeaseTable
 from rsd.hub.brain.limits import MISCONFIGURED, QUOTA, UNKNOWN, UP, EndpointLimit, pick_endpoint
-from rsd.hub.brain.queue import JUDGE, LOAD, PREPARE, PROBE, Work
+from rsd.hub.brain.queue import Work, WorkKind
 from rsd.hub.brain.turn import Turn
 from rsd.protocol.dialects import initial_dialect
 from rsd.protocol.facts import DialectLearned
 from rsd.protocol.tasks import Lease, LeaseId, Probe, ReadLoad, Task
-from rsd.protocol.vocabulary import CallError, ImageId, RateWindow, RequestDialect, Usage
+from rsd.protocol.vocabulary import CallError, ImageId, RateWindow, RequestDialect, Role, Usage
 
 #: Seconds that a lease may take beyond its call's own time-out before the worker counts as hung;
 #: the worker ends a call by itself, so this only meets workers that are stuck.
@@ -35,9 +35,6 @@ LOOKAHEAD = 64
 #: States of an endpoint in a user's words.
 WORDS = {QUOTA: "out of credit", MISCONFIGURED: "misconfigured", UNKNOWN: "not reached yet"}
 
-ROLES = GENERATE, GRADE
-ROLE_OF = {"generate": GENERATE, JUDGE: GRADE}
-
 
 class Dispatcher:
     """Ready work by role, delayed work by time, and the rule of who gets what."""
@@ -45,28 +42,28 @@ class Dispatcher:
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
         self.leases: LeaseTable[Work] = LeaseTable()
-        self.endpoints: dict[tuple[str, str], EndpointLimit] = {}
-        self.ready: dict[str, deque[Work]] = {GENERATE: deque(), GRADE: deque(), PREPARE: deque()}
+        self.endpoints: dict[tuple[Role, str], EndpointLimit] = {}
+        self.ready: dict[Role, deque[Work]] = {role: deque() for role in policy.roles}
+        self.pictures: deque[Work] = deque()
         self.level = "normal"
         self.blocked = False  #: the writer cannot write: what is paid for now could be lost
         self._level_since = 0.0
         self._delayed: list[tuple[float, int, Work]] = []
         self._tie = 0
         self._sampling_probed: set[str] = set()
-        self._resting: set[tuple[str, str]] = set()  # role and URL; "": all of the role
-        self.budgets = dict(zip(ROLES, map(Budget, policy.rates), strict=True))
+        self._resting: set[tuple[Role, str]] = set()  # role and URL; "": all of the role
+        self.budgets = {role: Budget(of.rates) for role, of in policy.roles.items()}
         self.configure(policy)
 
     def configure(self, policy: Policy) -> None:
         """Take over the endpoints of the settings; known ones keep what was learned of them."""
         self.policy = policy
-        for role, rates in zip(ROLES, policy.rates, strict=True):
-            if rates != self.budgets[role].rates:
-                self.budgets[role].change(rates)
+        for role, of in policy.roles.items():
+            if of.rates != self.budgets[role].rates:
+                self.budgets[role].change(of.rates)
         before, self.endpoints = self.endpoints, {}
-        for role, url in policy.endpoints:
-            index = 0 if role == GENERATE else 1
-            cap, model = policy.endpoint_caps[index], policy.models[index]
+        for role, url in [(role, url) for role, of in policy.roles.items() for url in of.endpoints]:
+            cap, model = policy.roles[role].endpoint_cap, policy.roles[role].model
             known = before.get((role, url))
             if known is not None and model in ("", known.model):
                 known.reloaded(cap, policy.probe_pause, policy.quota_pause)
@@ -86,7 +83,7 @@ class Dispatcher:
 
     def add(self, work: Work, *, front: bool = False) -> None:
         """Work that may start at once."""
-        queue = self.ready[ROLE_OF.get(work.kind, work.kind)]
+        queue = self.ready[work.role] if work.kind.pays else self.pictures
         if front:
             queue.appendleft(work)
         else:
@@ -102,14 +99,13 @@ class Dispatcher:
         while self._delayed and self._delayed[0][0] <= now:
             self.add(heapq.heappop(self._delayed)[2], front=True)
 
-    def planned(self, kind: str) -> int:
-        """Calls of a kind that are ready, delayed or under way."""
-        role = ROLE_OF[kind]
+    def planned(self, role: Role) -> int:
+        """Calls of a role that are ready, delayed or under way."""
         return self.waiting(role) + self.leases.in_flight(role)
 
-    def waiting(self, role: str) -> int:
+    def waiting(self, role: Role) -> int:
         """Calls of a role that are ready or delayed."""
-        delayed = sum(1 for _, _, w in self._delayed if ROLE_OF.get(w.kind) == role)
+        delayed = sum(1 for _, _, w in self._delayed if w.kind.pays and w.role == role)
         return len(self.ready[role]) + delayed
 
     @property
@@ -119,7 +115,7 @@ class Dispatcher:
 
     def drop(self, wanted: Callable[[Work], bool]) -> None:
         """Forget work that nobody needs any more."""
-        for queue in self.ready.values():
+        for queue in (self.pictures, *self.ready.values()):
             kept = [w for w in queue if wanted(w)]
             queue.clear()
             queue.extend(kept)
@@ -128,14 +124,13 @@ class Dispatcher:
 
     # --------------------------------------------------------------------------------- endpoints
 
-    def of(self, role: str) -> list[EndpointLimit]:
+    def of(self, role: Role) -> list[EndpointLimit]:
         """The endpoints of a role."""
         return [e for (r, _), e in self.endpoints.items() if r == role]
 
     def endpoint(self, work: Work) -> EndpointLimit | None:
         """The endpoint of a running or past try; None when a reload removed it."""
-        role = ROLE_OF.get(work.kind) or ("generate" if work.number == 0 else "grade")
-        return self.endpoints.get((role, work.endpoint))
+        return self.endpoints.get((work.role, work.endpoint))
 
     def endpoint_failed(
         self, endpoint: EndpointLimit, error: CallError, work: Work, turn: Turn
@@ -166,13 +161,13 @@ class Dispatcher:
                 if (endpoint.url, endpoint.model) == (known.endpoint, known.model):
                     endpoint.dialect = known.dialect
 
-    def usable(self, role: str) -> bool:
+    def usable(self, role: Role) -> bool:
         """Whether any endpoint of this role answers."""
         return any(e.usable for e in self.of(role))
 
-    def cap(self, role: str) -> int:
+    def cap(self, role: Role) -> int:
         """Most calls of a role in flight, by settings."""
-        return self.policy.caps[0 if role == GENERATE else 1]
+        return self.policy.roles[role].cap
 
     def set_level(self, level: str, now: float) -> None:
         """The host's load changed, or goes on."""
@@ -184,7 +179,7 @@ class Dispatcher:
         """Whether nothing new is lent."""
         return self.blocked or self.level == "paused"
 
-    def ceiling(self, role: str, now: float) -> int:
+    def ceiling(self, role: Role, now: float) -> int:
         """Calls of a role that the host's load allows; never less than one but when paused."""
         if self.paused:
             return 0
@@ -200,8 +195,7 @@ class Dispatcher:
     ) -> list[Assign]:
         """Lend what may be lent, graders first: a decision frees an image, a draw adds work."""
         out: list[Assign] = []
-        for role in (GRADE, GENERATE):
-            index = 0 if role == GENERATE else 1
+        for role in reversed(Role):
             room = self.ceiling(role, now) - self.leases.in_flight(role)
             ahead = self._ahead(role, now)
             room += ahead
@@ -223,13 +217,13 @@ class Dispatcher:
                 work.reserved = self.budgets[role].started()
                 endpoint.started()
                 tries = 2 if ahead else 1  # one in front of it on its thread, and its own
-                deadline = now + tries * self.policy.timeouts[index] + LEASE_GRACE
+                deadline = now + tries * self.policy.roles[role].timeout + LEASE_GRACE
                 number = self.leases.grant(worker, work, deadline=deadline, sha256=work.sha256)
                 out.append(Assign(worker=worker.name, lease=Lease(lease=number, task=task)))
                 room -= 1
         return out
 
-    def _ahead(self, role: str, now: float) -> int:
+    def _ahead(self, role: Role, now: float) -> int:
         """Leases that the workers of a role may hold beyond their threads, so that a free thread
         need not wait for the hub. An endpoint gets more than its limit only if that is no lower
         than the threads: what is lent ahead then waits for a thread, and no server sees more.
@@ -246,7 +240,7 @@ class Dispatcher:
         """
         resting = {k for k, e in self.endpoints.items() if not e.usable or now < e.cool_until}
         if draining or self.paused:
-            resting |= {(role, "") for role in ROLES}
+            resting |= {(role, "") for role in self.policy.roles}
         new, self._resting = resting - self._resting, resting
         roles = {role for role, _ in new}
         return [
@@ -255,7 +249,7 @@ class Dispatcher:
             if worker.role in roles and len(worker.calls) > worker.slots
         ]
 
-    def home(self, role: str, known: str) -> str:
+    def home(self, role: Role, known: str) -> str:
         """The endpoint whose caches are to hold an image: the one that has it already, else the one
         with the least to do for its size. "" when there is nothing to choose.
         """
@@ -267,7 +261,7 @@ class Dispatcher:
         waiting = Counter(work.endpoint for work in self.ready[role])
         return min(usable, key=lambda e: (waiting[e.url] + e.in_flight) / e.limit).url
 
-    def _next(self, role: str, now: float) -> tuple[int, EndpointLimit | None]:
+    def _next(self, role: Role, now: float) -> tuple[int, EndpointLimit | None]:
         """Which of the ready work goes where: the first that its image's own server has room for,
         else the first of all, to whom has room.
         """
@@ -284,9 +278,9 @@ class Dispatcher:
     def assign_prepares(self, now: float, build: Callable[[Work], Task | None]) -> list[Assign]:
         """Lend pictures to be prepared; they wait for no endpoint."""
         out: list[Assign] = []
-        queue = self.ready[PREPARE]
+        queue = self.pictures
         while queue and not self.paused:
-            worker = self.leases.pick_for_prepare(GENERATE)
+            worker = self.leases.pick_for_prepare(Role.GENERATE)
             if worker is None:
                 break
             work = queue.popleft()
@@ -307,17 +301,15 @@ class Dispatcher:
             worker = self.leases.pick(role, "", True)
             if worker is None:
                 continue
-            index = 0 if role == GENERATE else 1
-            sampling = (
-                role == GENERATE and self.policy.probe_sampling and url not in self._sampling_probed
-            )
+            sampling = role is Role.GENERATE and self.policy.probe_sampling
+            sampling = sampling and url not in self._sampling_probed
             endpoint.probing = True
-            work = Work(kind=PROBE, image="", endpoint=url, number=index)
-            deadline = now + 5 * self.policy.timeouts[index] + LEASE_GRACE
+            work = Work(kind=WorkKind.PROBE, image="", role=role, endpoint=url)
+            deadline = now + 5 * self.policy.roles[role].timeout + LEASE_GRACE
             number = self.leases.grant(worker, work, deadline=deadline)
             task = Probe(
                 endpoint=url,
-                model=self.policy.models[index] or endpoint.model,
+                model=self.policy.roles[role].model or endpoint.model,
                 sampling=sampling,
                 dialect=endpoint.dialect,
             )
@@ -332,7 +324,7 @@ class Dispatcher:
             if worker is None:
                 continue
             endpoint.observing = True
-            work = Work(kind=LOAD, image="", endpoint=url, number=0 if role == GENERATE else 1)
+            work = Work(kind=WorkKind.LOAD_POLL, image="", role=role, endpoint=url)
             deadline = now + LOOK_DEADLINE
             number = self.leases.grant(worker, work, deadline=deadline, kind=leases.ASIDE)
             lease = Lease(lease=number, task=ReadLoad(endpoint=url))
@@ -358,8 +350,8 @@ class Dispatcher:
         """A call that was lent and not begun; None when its lease had ended before."""
         work = self.leases.settle(worker, lease)
         if work is not None:
-            if work.kind in ROLE_OF:
-                self.budgets[ROLE_OF[work.kind]].returned(work.reserved)
+            if work.kind.pays:
+                self.budgets[work.role].returned(work.reserved)
             self._ended(work)
         return work
 
@@ -381,21 +373,21 @@ class Dispatcher:
         return works, kills
 
     def _ended(self, work: Work, usage: Usage | None = None) -> None:
-        if work.kind in ROLE_OF:
-            self.budgets[ROLE_OF[work.kind]].ended(work.reserved, usage)
+        if work.kind.pays:
+            self.budgets[work.role].ended(work.reserved, usage)
         endpoint = self.endpoint(work)
-        if work.kind == PREPARE or endpoint is None:
+        if work.kind is WorkKind.PREPARE or endpoint is None:
             return
-        if work.kind == PROBE:
+        if work.kind is WorkKind.PROBE:
             endpoint.probing = False
-        elif work.kind == LOAD:
+        elif work.kind is WorkKind.LOAD_POLL:
             endpoint.observing = False
         else:
             endpoint.ended()
 
     def never_usable(self) -> str:
         """Why no endpoint of a role can ever answer: all are misconfigured and none ever did."""
-        for role in (GENERATE, GRADE):
+        for role in self.policy.roles:
             found = self.of(role)
             if found and all(e.state == MISCONFIGURED and not e.answered for e in found):
                 return f"{found[0].url}: {found[0].reason}"
@@ -403,7 +395,7 @@ class Dispatcher:
 
     def health(self) -> list[str]:
         """What is wrong with the endpoints, one line each."""
-        names = {GENERATE: "generator", GRADE: "grader"}
+        names = {Role.GENERATE: "generator", Role.GRADE: "grader"}
         return [
             f"{names[e.role]} {e.url} {WORDS.get(e.state, e.state)}: {e.reason}".rstrip(": ")
             for e in self.endpoints.values()

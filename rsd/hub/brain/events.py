@@ -17,13 +17,23 @@ from rsd.protocol.tasks import (
     Prepared,
     Probed,
 )
-from rsd.protocol.vocabulary import ImageId, Rates, Recipe
+from rsd.protocol.vocabulary import ImageId, Rates, Recipe, Role
 from rsd.protocol.writer_talk import BacklogPage, Committed, ContentFound, Query, Recovered
 
-GENERATE, GRADE = "generate", "grade"  #: the two roles of workers and endpoints
-
-
 # ------------------------------------------------------------------------------------------ events
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolePolicy:
+    """The settings of one role."""
+
+    endpoints: tuple[str, ...]  #: base URLs
+    model: str  #: "" = the only one served
+    cap: int  #: most requests in flight, all processes of the role together
+    endpoint_cap: int  #: the same, per endpoint
+    timeout: float  #: seconds of one call
+    slots: int  #: threads of one process
+    rates: Rates  #: all processes of the role together
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,12 +41,7 @@ class Policy:
     """The settings that the brain acts on; replaced by a reload."""
 
     recipe: Recipe
-    endpoints: tuple[tuple[str, str], ...]  #: (role, base URL)
-    models: tuple[str, str]  #: wanted generator and grader model, "" = the only one served
-    caps: tuple[int, int]  #: most requests in flight, all generators together and all graders
-    endpoint_caps: tuple[int, int]  #: the same, per endpoint
-    timeouts: tuple[float, float]  #: seconds of one call
-    slots: tuple[int, int]  #: threads of one generator and one grader process
+    roles: dict[Role, RolePolicy]  #: never changed in place
     max_n: int
     grade_tokens: int
     reasoning_effort: str
@@ -47,7 +52,6 @@ class Policy:
     probe_pause: float
     quota_pause: float
     patience: float  #: seconds that a truncated file is waited for; 0 with `--once`
-    rates: tuple[Rates, Rates] = (Rates(), Rates())  #: all generators together, all graders
     once: bool = False
     probe_sampling: bool = True
     affinity: bool = True  #: an image's calls go to the server that knows it
@@ -58,7 +62,7 @@ class WorkerUp:
     """A worker process takes leases."""
 
     worker: str
-    role: str
+    role: Role
     slots: int
 
 

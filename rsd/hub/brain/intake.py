@@ -11,13 +11,20 @@ from collections.abc import Callable, Container
 
 from rsd.errors import ErrorClass
 from rsd.hub.brain.dispatch import Dispatcher
-from rsd.hub.brain.events import GENERATE, Ask, Policy
+from rsd.hub.brain.events import Ask, Policy
 from rsd.hub.brain.outcomes import Retry, after_failure, pause
-from rsd.hub.brain.queue import PREPARE, Work
+from rsd.hub.brain.queue import Work, WorkKind
 from rsd.hub.brain.turn import Turn
 from rsd.protocol.facts import DecodeCrashed, ImageChecked, ImageSetAside
 from rsd.protocol.tasks import Prepare
-from rsd.protocol.vocabulary import SPOOL_REFUSED, CallError, ImageId, ImageInfo, image_id
+from rsd.protocol.vocabulary import (
+    SPOOL_REFUSED,
+    CallError,
+    ImageId,
+    ImageInfo,
+    Role,
+    image_id,
+)
 from rsd.protocol.writer_talk import (
     BacklogPage,
     ContentFound,
@@ -79,9 +86,9 @@ class Intake:
 
         `active`: images started and not ended; `planned`: requests that they will still make.
         """
-        if not self.dispatch.usable(GENERATE) or self.dispatch.paused:
+        if not self.dispatch.usable(Role.GENERATE) or self.dispatch.paused:
             return
-        ahead = PLANNED_AHEAD * max(1, self.dispatch.ceiling(GENERATE, self.turn.now))
+        ahead = PLANNED_AHEAD * max(1, self.dispatch.ceiling(Role.GENERATE, self.turn.now))
         planned += self.busy * requests_per_image
         while self.window and active + self.busy < ACTIVE_MAX:
             if planned >= ahead and active + self.busy >= ACTIVE_MIN:
@@ -89,7 +96,7 @@ class Intake:
             queued = self.window.popleft()
             if self.only is not None and queued.path not in self.only:
                 continue
-            work = Work(kind=PREPARE, image=queued.image, queued=queued)
+            work = Work(kind=WorkKind.PREPARE, image=queued.image, queued=queued)
             self.preparing[queued.image] = work
             self._crashes[queued.image] = queued.crashes
             self.dispatch.add(work)

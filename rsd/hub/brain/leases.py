@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from rsd.protocol.tasks import LeaseId
-from rsd.protocol.vocabulary import ImageId
+from rsd.protocol.vocabulary import ImageId, Role
 
 T = TypeVar("T")
 
@@ -25,7 +25,7 @@ class Worker:
     """One worker process as the lease table sees it."""
 
     name: str
-    role: str
+    role: Role
     slots: int  #: threads for calls
     calls: set[LeaseId] = field(default_factory=set)
     prepares: set[LeaseId] = field(default_factory=set)
@@ -70,7 +70,7 @@ class LeaseTable(Generic[T]):
         self.loans: dict[LeaseId, Loan[T]] = {}
         self._next = 1
 
-    def join(self, name: str, role: str, slots: int) -> None:
+    def join(self, name: str, role: Role, slots: int) -> None:
         """A worker takes leases from now on."""
         self.workers[name] = Worker(name, role, slots)
 
@@ -93,16 +93,16 @@ class LeaseTable(Generic[T]):
         open_leases = sorted(worker.calls | worker.prepares | worker.asides)
         return [self.loans.pop(i).item for i in open_leases], worker.decoding
 
-    def spare(self, role: str) -> int:
+    def spare(self, role: Role) -> int:
         """Leases that the workers of a role that stay may hold beyond their threads."""
         return sum(w.spare for w in self.workers.values() if w.role == role and not w.leaving)
 
-    def threads(self, role: str) -> int:
+    def threads(self, role: Role) -> int:
         """Calls of a role that the workers can have under way: those that leave only end theirs."""
         found = [w for w in self.workers.values() if w.role == role]
         return sum(min(len(w.calls), w.slots) if w.leaving else w.slots for w in found)
 
-    def pick(self, role: str, sha256: str, ahead: bool) -> Worker | None:
+    def pick(self, role: Role, sha256: str, ahead: bool) -> Worker | None:
         """The worker for a call: one that has the image encoded and a free thread, else the one
         with the most free places; None when all threads are taken, and with `ahead` the leases
         beyond them, too.
@@ -117,11 +117,11 @@ class LeaseTable(Generic[T]):
         with_image = [w for w in fit if sha256 in w.images and len(w.calls) < w.slots]
         return max(with_image or fit, key=lambda w: w.slots - len(w.calls), default=None)
 
-    def pick_aside(self, role: str) -> Worker | None:
+    def pick_aside(self, role: Role) -> Worker | None:
         """Any worker that will stay."""
         return next((w for w in self.workers.values() if w.role == role and not w.leaving), None)
 
-    def pick_for_prepare(self, role: str) -> Worker | None:
+    def pick_for_prepare(self, role: Role) -> Worker | None:
         """The worker with the fewest pictures to prepare, if any has room."""
         fit = [
             w
@@ -184,11 +184,11 @@ class LeaseTable(Generic[T]):
         ]
         return [loan.item for loan in late], silent
 
-    def in_flight(self, role: str) -> int:
+    def in_flight(self, role: Role) -> int:
         """Calls that workers of this role hold."""
         return sum(len(w.calls) for w in self.workers.values() if w.role == role)
 
-    def running(self, role: str) -> int:
+    def running(self, role: Role) -> int:
         """Those of them that have a thread."""
         return sum(min(len(w.calls), w.slots) for w in self.workers.values() if w.role == role)
 
@@ -197,6 +197,6 @@ class LeaseTable(Generic[T]):
         """Leases whose answers are worth waiting for."""
         return sum(loan.kind != ASIDE for loan in self.loans.values())
 
-    def slots(self, role: str) -> int:
+    def slots(self, role: Role) -> int:
         """Threads of all living workers of this role."""
         return sum(w.slots for w in self.workers.values() if w.role == role and not w.leaving)

@@ -15,7 +15,7 @@ import math
 from dataclasses import dataclass, field
 
 from rsd.errors import ErrorClass
-from rsd.protocol.vocabulary import CallError, RateWindow, RequestDialect
+from rsd.protocol.vocabulary import CallError, RateWindow, RequestDialect, Role
 
 #: Requests in flight that an endpoint starts with, or this share of its cap if that is more; slow
 #: start doubles it every round trip.
@@ -50,7 +50,7 @@ UNKNOWN, UP, DOWN, MISCONFIGURED, QUOTA = "unknown", "up", "down", "misconfigure
 class EndpointLimit:
     """One model server in one role."""
 
-    role: str
+    role: Role
     url: str
     cap: int  #: most requests in flight
     probe_pause: float

@@ -7,7 +7,7 @@ from hashlib import blake2b
 
 from rsd.errors import ErrorClass
 from rsd.hub.brain.events import Policy
-from rsd.hub.brain.queue import GENERATE, JUDGE, Work
+from rsd.hub.brain.queue import Work, WorkKind
 from rsd.protocol.vocabulary import CallError
 
 
@@ -40,7 +40,7 @@ def after_failure(
     kind = error.error
     if kind is ErrorClass.RATE_LIMITED:
         work.busy += 1
-        if len(work.indices) > 1 and work.kind == GENERATE and work.busy % 2 == 0:
+        if len(work.indices) > 1 and work.kind is WorkKind.GENERATE and work.busy % 2 == 0:
             return Split()
         return Retry(now)
     if kind in (ErrorClass.QUOTA, ErrorClass.MISCONFIGURED):
@@ -65,7 +65,7 @@ def after_failure(
 
 
 def _smaller(work: Work, error: CallError, now: float) -> Verdict:
-    if work.kind == JUDGE and len(work.indices) > 1:
+    if work.kind is WorkKind.GRADE and len(work.indices) > 1:
         return Split()
     about_tokens = (error.param or "").endswith("tokens") and "input" not in (error.param or "")
     if about_tokens and work.token_factor == 1.0:

@@ -3,23 +3,37 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
-from rsd.protocol.vocabulary import ImageId, RequestDialect
+from rsd.protocol.vocabulary import ImageId, RequestDialect, Role
 from rsd.protocol.writer_talk import QueuedImage
 
-PREPARE, GENERATE, JUDGE, PROBE = "prepare", "generate", "judge", "probe"
-LOAD = "load"  #: a look at a server's metrics
+
+class WorkKind(StrEnum):
+    """What there is to do."""
+
+    PREPARE = "prepare"
+    GENERATE = "generate"
+    GRADE = "grade"
+    PROBE = "probe"  #: whether an endpoint is of use
+    LOAD_POLL = "load_poll"  #: a server's own account of its load
+
+    @property
+    def pays(self) -> bool:
+        """Whether it is a call for an image: counted by limits and budgets, queued by role."""
+        return self in (WorkKind.GENERATE, WorkKind.GRADE)
 
 
 @dataclass(slots=True, eq=False)
 class Work:
     """What a lease is about; it survives its leases and counts the tries."""
 
-    kind: str
+    kind: WorkKind
     image: ImageId
+    role: Role = Role.GENERATE  #: whose workers, and whose endpoint
     sha256: str = ""
-    indices: tuple[int, ...] = ()  #: candidates: to make, or to judge
-    number: int = 0  #: which grade, for `judge`
+    indices: tuple[int, ...] = ()  #: candidates: to make, or to grade
+    number: int = 0  #: which grade, for `grade`
     queued: QueuedImage | None = None  #: for `prepare` of an image that is not active yet
     respool: bool = False  #: `prepare` of an active image whose spool file is gone
     endpoint: str = ""  #: of the running or last try

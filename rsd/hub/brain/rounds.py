@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import deque
 
 from rsd.hub.brain.dispatch import Dispatcher
-from rsd.hub.brain.events import GRADE, Forget, Policy
+from rsd.hub.brain.events import Forget, Policy
 from rsd.hub.brain.image import ActiveImage
-from rsd.hub.brain.queue import GENERATE, JUDGE, Work
+from rsd.hub.brain.queue import Work, WorkKind
 from rsd.hub.brain.turn import Turn
 from rsd.protocol.facts import GradingFailed, ImageDecided, ImageSetAside, SampleFailed, StepChosen
-from rsd.protocol.vocabulary import CallError, ImageId
+from rsd.protocol.vocabulary import CallError, ImageId, Role
 from rsd.strategy.base import Regrade, Sample, Stop
 from rsd.strategy.fixed import next_step
 
@@ -60,22 +60,23 @@ class Rounds:
         """Queue all that is missing of an image of which nothing is under way."""
         waiting = [i for i, d in image.draws.items() if not d.answered]
         for indices in image.to_generate(waiting, self.policy.max_n):
-            self.queue(image, GENERATE, indices)
+            self.queue(image, WorkKind.GENERATE, indices)
         for indices, number in image.to_grade():
-            self.queue(image, JUDGE, indices, number)
+            self.queue(image, WorkKind.GRADE, indices, number)
         self.check_barrier(image)
 
     def queue(
-        self, image: ActiveImage, kind: str, indices: tuple[int, ...], number: int = 0
+        self, image: ActiveImage, kind: WorkKind, indices: tuple[int, ...], number: int = 0
     ) -> None:
         if image.image not in self.images:
             return  # departed
         work = Work(kind=kind, image=image.image, sha256=image.sha256, indices=indices)
         work.number = number
-        if kind == GENERATE:
-            work.endpoint = image.endpoint = self.dispatch.home(GENERATE, image.endpoint)
+        if kind is WorkKind.GENERATE:
+            work.endpoint = image.endpoint = self.dispatch.home(Role.GENERATE, image.endpoint)
         else:
-            work.endpoint = image.grader = self.dispatch.home(GRADE, image.grader)
+            work.role = Role.GRADE
+            work.endpoint = image.grader = self.dispatch.home(Role.GRADE, image.grader)
         self.dispatch.add(work)
 
     def check_barrier(self, image: ActiveImage) -> None:
@@ -105,8 +106,8 @@ class Rounds:
                     self._decide(image, step)
 
     def _graders_behind(self) -> bool:
-        slots = max(1, self.dispatch.leases.slots(GRADE))
-        return self.dispatch.waiting(GRADE) >= GRADING_AHEAD * slots
+        slots = max(1, self.dispatch.leases.slots(Role.GRADE))
+        return self.dispatch.waiting(Role.GRADE) >= GRADING_AHEAD * slots
 
     def _choose(self, step: StepChosen) -> None:
         self._steps.append((self.turn.persist(step, 200 * (len(step.samples) + 1)), step))
@@ -180,7 +181,7 @@ class Rounds:
         image = self.images.get(work.image)
         if image is None:
             return
-        if work.kind == GENERATE:
+        if work.kind is WorkKind.GENERATE:
             parts: list[tuple[int, ...]] = [(index,) for index in work.indices]
         else:
             half = len(work.indices) // 2
@@ -190,7 +191,7 @@ class Rounds:
 
     def give_up(self, image: ActiveImage, work: Work, error: CallError) -> None:
         for index in work.indices:
-            if work.kind == GENERATE:
+            if work.kind is WorkKind.GENERATE:
                 self.sample_failed(image, index, error)
             elif work.number in image.draws[index].missing():
                 image.draws[index].failed_grades.add(work.number)
@@ -205,9 +206,9 @@ class Rounds:
                     ),
                     1024,
                 )
-        if work.kind == GENERATE:
+        if work.kind is WorkKind.GENERATE:
             for indices, number in image.to_grade(work.indices):
-                self.queue(image, JUDGE, indices, number)
+                self.queue(image, WorkKind.GRADE, indices, number)
         self.check_barrier(image)
 
     def sample_failed(self, image: ActiveImage, index: int, error: CallError) -> None:

@@ -7,14 +7,14 @@ from multiprocessing.connection import Connection
 
 import msgspec
 
-from rsd.hub.brain.events import GENERATE, GRADE
 from rsd.hub.children.local import Child, Pool
-from rsd.hub.policy import configure_of, slots
+from rsd.hub.policy import configure_of, processes_of, slots
 from rsd.protocol.tasks import from_worker_decoder
+from rsd.protocol.vocabulary import Role
 from rsd.settings.fields import Settings
 
 #: What a process of a role is called.
-WORDS = {GENERATE: "generator", GRADE: "grader"}
+WORDS: dict[str, str] = {Role.GENERATE: "generator", Role.GRADE: "grader"}
 
 Main = Callable[[Connection, Connection, str, int], None]
 
@@ -33,18 +33,14 @@ class Workers:
 
     def hire(self, settings: Settings) -> None:
         """Places for as many as the settings say; the processes start with the pool's next look."""
-        generate, grade = slots(settings)
-        for role, count, threads in (
-            (GENERATE, settings.processes.generators, generate),
-            (GRADE, settings.processes.graders, grade),
-        ):
-            for _ in range(count):
+        for role, threads in slots(settings).items():
+            for _ in range(processes_of(settings, role)):
                 self._serial += 1
                 name = f"{WORDS[role]}-{self._serial}"
                 main = self._mains[role]
                 # Generators decode what anybody may have drawn: no key of the grader is in their
                 # memory, nor anything else that they are not told.
-                isolated = role == GENERATE
+                isolated = role is Role.GENERATE
                 args = (name, threads)
                 self._pool.add(name, role, main, args, from_worker_decoder, isolated=isolated)
 
@@ -58,7 +54,7 @@ class Workers:
             self.hire(after)
         for child in self.workers():
             if child.wanted:
-                self._pool.put(child, configure_of(after, child.role))
+                self._pool.put(child, configure_of(after, Role(child.role)))
         return leaving
 
     def broadcast(self, message: msgspec.Struct) -> None:

@@ -8,9 +8,8 @@ from typing import Any
 
 from rsd import __version__
 from rsd.hub.brain.brain import Brain
-from rsd.hub.brain.events import GENERATE, GRADE
 from rsd.hub.brain.limits import DOWN, MISCONFIGURED, QUOTA, UP, EndpointLimit
-from rsd.protocol.vocabulary import Stats
+from rsd.protocol.vocabulary import Role, Stats
 from rsd.settings.fields import Prices
 
 #: Seconds over which the rates are taken.
@@ -64,7 +63,7 @@ def cost_of(stats: Stats, prices: Prices) -> float | None:
 def endpoint_view(endpoint: EndpointLimit, running: int, now: float) -> dict[str, Any]:
     """One endpoint as `status` shows it; `running`: calls of its role that have a thread."""
     return {
-        "role": "generator" if endpoint.role == GENERATE else "grader",
+        "role": "generator" if endpoint.role == Role.GENERATE else "grader",
         "url": endpoint.url,
         "model": endpoint.model,
         "state": endpoint.state,
@@ -89,17 +88,17 @@ def bottleneck(brain: Brain, blocked: str, level: str, now: float) -> str:
     if level == "paused":
         return "host"
     dispatch = brain.dispatch
-    for role, name in ((GENERATE, "generator"), (GRADE, "grader")):
+    for role, name in ((Role.GENERATE, "generator"), (Role.GRADE, "grader")):
         endpoints = dispatch.of(role)
         if endpoints and not any(e.usable for e in endpoints):
             return "quota" if any(e.state == QUOTA for e in endpoints) else name
     if brain.turn.full:
         return "writer"
-    if dispatch.waiting(GRADE) > dispatch.leases.slots(GRADE):
+    if dispatch.waiting(Role.GRADE) > dispatch.leases.slots(Role.GRADE):
         return "grader"
-    if dispatch.waiting(GENERATE) or dispatch.leases.in_flight(GENERATE):
+    if dispatch.waiting(Role.GENERATE) or dispatch.leases.in_flight(Role.GENERATE):
         return "generator"
-    return "grader" if dispatch.leases.in_flight(GRADE) else "input"
+    return "grader" if dispatch.leases.in_flight(Role.GRADE) else "input"
 
 
 def reasons(
@@ -174,8 +173,8 @@ def document(
             "failed": stats.sample_failures,
         },
         "in_flight": {
-            "generate": dispatch.leases.running(GENERATE),
-            "grade": dispatch.leases.running(GRADE),
+            "generate": dispatch.leases.running(Role.GENERATE),
+            "grade": dispatch.leases.running(Role.GRADE),
         },
         "retries": dispatch.delayed,
         "tokens": {
