@@ -6,6 +6,8 @@ import contextlib
 import gzip
 import http.client
 import socket
+import ssl
+import subprocess
 import threading
 import time
 import zlib
@@ -16,7 +18,7 @@ import pytest
 import urllib3.exceptions
 from hypothesis import given
 from hypothesis import strategies as st
-from urllib3.connectionpool import HTTPConnectionPool
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from rsd.workers.api import http1
 from rsd.workers.api.answer_reader import MAX_HEAD_BYTES, MEMBERS_MAX
@@ -220,7 +222,12 @@ def test_an_answer_before_the_request_is_read_counts() -> None:
     assert answer == Answer(413, {"content-length": "3", "connection": "close"}, b"big")
 
 
-def early(answer: bytes, after: bytes, pool_of: Callable[[int], ConnectionPool]) -> Answer:
+def early(
+    answer: bytes,
+    after: bytes,
+    pool_of: Callable[[int], ConnectionPool],
+    tls: ssl.SSLContext | None = None,
+) -> Answer:
     """The answer to 30 MB at a server that sends this after the first bytes and reads no more until
     there is something to send `after` the rest.
     """
@@ -230,12 +237,12 @@ def early(answer: bytes, after: bytes, pool_of: Callable[[int], ConnectionPool])
 
         def serve() -> None:
             sock, _ = listener.accept()
-            with sock, contextlib.suppress(OSError):
-                got = len(sock.recv(1000))
-                sock.sendall(answer)
+            with contextlib.suppress(OSError), tls.wrap_socket(sock, True) if tls else sock as peer:
+                got = len(peer.recv(1000))
+                peer.sendall(answer)
                 while after and got < len(body) + len(HEAD):
-                    got += len(sock.recv(65536))
-                sock.sendall(after)
+                    got += len(peer.recv(65536))
+                peer.sendall(after)
                 over.wait(PATIENCE)
 
         threading.Thread(target=serve, daemon=True).start()
@@ -260,6 +267,34 @@ def test_an_answer_counts_though_the_server_reads_no_more() -> None:
 def test_an_interim_answer_does_not_end_the_sending() -> None:
     answer = early(b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n", RIGHT["a length"], plain)
     assert (answer.status, answer.body) == (200, BODY)
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLContext, str]:
+    """A server's side of TLS for 127.0.0.1, and the certificate that a client must trust."""
+    path = tmp_path_factory.mktemp("tls") / "own.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
+    command += ["-subj", "/CN=own", "-addext", "subjectAltName=IP:127.0.0.1"]
+    command += ["-keyout", str(path.with_suffix(".key")), "-out", str(path)]
+    subprocess.run(command, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(path, path.with_suffix(".key"))
+    return context, str(path)
+
+
+@pytest.mark.parametrize("after", [b"", RIGHT["a length"]], ids=["a refusal", "a hint"])
+def test_under_tls_what_comes_early_is_heard_as_well(
+    after: bytes, tls: tuple[ssl.SSLContext, str]
+) -> None:
+    def trusting(port: int) -> ConnectionPool:
+        return ConnectionPool(HTTPSConnectionPool("127.0.0.1", port, ca_certs=tls[1]), 1)
+
+    refusal = b"HTTP/1.1 413 Too Large\r\nContent-Length: 3\r\n\r\nbig"
+    hint = b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n"
+    began = time.monotonic()
+    answer = early(hint if after else refusal, after, trusting, tls[0])
+    assert (answer.status, answer.body) == ((200, BODY) if after else (413, b"big"))
+    assert time.monotonic() - began < PATIENCE / 2
 
 
 # -------------------------------------------------------------------- connections that died idle
