@@ -24,6 +24,9 @@ from rsd.protocol.vocabulary import (
 
 #: Unique within one life of the hub.
 LeaseId = int
+#: Variants of a prepared picture: as it is sent first, and at half its width and height.
+WHOLE: Final = "whole"
+HALF: Final = "half"
 
 # ------------------------------------------------------------- tasks: from the hub to a worker
 
@@ -61,6 +64,7 @@ class Prepare(Struct, frozen=True, kw_only=True, tag_field="kind", tag="prepare"
 
     image: ImageId
     path: bytes
+    variant: str = WHOLE  #: or HALF, for a server that found the whole too big
 
 
 class Generate(Struct, frozen=True, kw_only=True, tag_field="kind", tag="generate"):
@@ -79,6 +83,7 @@ class Generate(Struct, frozen=True, kw_only=True, tag_field="kind", tag="generat
     model: str
     dialect: RequestDialect
     reduced: bool = False  #: send the picture at half its size: the whole was too big
+    sent_bytes: int = 0  #: size of the whole picture as it is sent; 0: not known
 
 
 class Answer(Struct, frozen=True, kw_only=True):
@@ -103,17 +108,29 @@ class GradeCandidates(Struct, frozen=True, kw_only=True, tag_field="kind", tag="
     max_tokens: int
     reasoning_effort: str = ""
     reduced: bool = False
+    sent_bytes: int = 0
     shuffle_seed: str = ""  #: order of a listwise call, from (sha256, round, first index, number)
 
 
 class Probe(Struct, frozen=True, kw_only=True, tag_field="kind", tag="probe"):
-    """Is an endpoint of use? Its models, then one tiny completion without a picture; optionally
-    also whether sampling parameters take effect.
+    """Is an endpoint of use? Its list of models, and with `completion` one tiny call without a
+    picture: only that shows whether credit and path are right again.
     """
 
     endpoint: str
     model: str  #: wanted model, "" = the only served one
-    sampling: bool = False  #: also the same seed twice and another seed (three tiny calls)
+    completion: bool = True
+    sampling: bool = False  #: to be asked as ProbeSampling instead
+    dialect: RequestDialect = RequestDialect()
+
+
+class ProbeSampling(Struct, frozen=True, kw_only=True, tag_field="kind", tag="probe_sampling"):
+    """Do sampling parameters take effect? Three tiny calls, the same seed twice and another one,
+    asked aside of the calls while work goes on.
+    """
+
+    endpoint: str
+    model: str
     dialect: RequestDialect = RequestDialect()
 
 
@@ -123,7 +140,7 @@ class ReadLoad(Struct, frozen=True, kw_only=True, tag_field="kind", tag="read_lo
     endpoint: str
 
 
-Task = Prepare | Generate | GradeCandidates | Probe | ReadLoad
+Task = Prepare | Generate | GradeCandidates | Probe | ProbeSampling | ReadLoad
 
 
 class Lease(Struct, frozen=True, kw_only=True, tag_field="kind", tag="lease"):
@@ -143,7 +160,11 @@ class GiveBack(Struct, frozen=True, kw_only=True, tag_field="kind", tag="give_ba
     """Nothing more is to be begun: the calls come back that no thread has taken yet."""
 
 
-ToWorker = Configure | Lease | Drop | GiveBack
+class Ping(Struct, frozen=True, kw_only=True, tag_field="kind", tag="ping"):
+    """Are you alive? A worker's message loop answers it with a Pong."""
+
+
+ToWorker = Configure | Lease | Drop | GiveBack | Ping
 
 
 class LogLine(Struct, frozen=True, kw_only=True, tag_field="kind", tag="log"):
@@ -223,7 +244,16 @@ class Probed(Struct, frozen=True, kw_only=True, tag_field="kind", tag="probed"):
     model: str  #: the model to ask for
     models: tuple[str, ...]
     max_model_len: int | None = None
-    warning: str = ""  #: e.g. that seeds take no effect
+    warning: str = ""  #: e.g. that the tiny call was refused
+    usage: Usage = Usage()  #: of the tiny calls
+
+
+class SamplingProbed(Struct, frozen=True, kw_only=True, tag_field="kind", tag="sampling_probed"):
+    """The answer to ProbeSampling."""
+
+    lease: LeaseId
+    warning: str = ""  #: e.g. that seeds take no effect; "": nothing is known to be wrong
+    usage: Usage = Usage()  #: of the three calls together
 
 
 class LoadRead(Struct, frozen=True, kw_only=True, tag_field="kind", tag="load_read"):
@@ -249,6 +279,12 @@ class GivenBack(Struct, frozen=True, kw_only=True, tag_field="kind", tag="given_
     leases: tuple[LeaseId, ...]
 
 
+class Pong(Struct, frozen=True, kw_only=True, tag_field="kind", tag="pong"):
+    """The answer to Ping."""
+
+    busy_seconds: float  #: how long the picture that is being prepared has been; 0: none is
+
+
 class Crashed(Struct, frozen=True, kw_only=True, tag_field="kind", tag="crashed"):
     """A bug in a worker, met while it held this lease; the worker goes on."""
 
@@ -264,9 +300,11 @@ FromWorker = (
     | Generated
     | Graded
     | Probed
+    | SamplingProbed
     | LoadRead
     | Failed
     | GivenBack
+    | Pong
     | Crashed
 )
 

@@ -10,11 +10,14 @@ import msgspec
 
 from rsd.errors import ErrorClass
 from rsd.protocol.dialects import token_cap
-from rsd.protocol.tasks import Completion, Generate, Generated, LeaseId, Prepare
+from rsd.protocol.tasks import Completion, Generate, Generated, LeaseId, Prepare, to_worker_decoder
+from rsd.system import signals
 from rsd.system.failpoints import failpoint
+from rsd.system.queues import Mailbox
 from rsd.workers.api.client import chat_body
 from rsd.workers.api.replies import CallFailed, Reply
 from rsd.workers.api.transport import Body, Piece
+from rsd.workers.channel import Channel
 from rsd.workers.prepare import prepare
 from rsd.workers.probes import HANDLERS
 from rsd.workers.worker import Worker
@@ -25,7 +28,9 @@ NO_FILES: Final = "allowed-local-media-path"
 
 def main(inbox: Connection, outbox: Connection, name: str, slots: int) -> None:
     """Entry of the process: `slots` threads call, one prepares pictures."""
-    Worker(inbox, outbox, slots, HANDLERS | {Prepare: prepare, Generate: generate}).run()
+    signals.ignore()
+    channel: Channel = Mailbox(inbox, outbox, to_worker_decoder)
+    Worker(channel, slots, HANDLERS | {Prepare: prepare, Generate: generate}).run()
 
 
 def generate(worker: Worker, lease: LeaseId, task: Generate) -> Generated:

@@ -9,12 +9,15 @@ from typing import Any
 
 from rsd.errors import ErrorClass
 from rsd.protocol.dialects import is_reasoning, token_cap
-from rsd.protocol.tasks import GradeCandidates, Graded, GradeGiven, LeaseId
+from rsd.protocol.tasks import GradeCandidates, Graded, GradeGiven, LeaseId, to_worker_decoder
 from rsd.protocol.vocabulary import CallError
+from rsd.system import signals
 from rsd.system.failpoints import failpoint
+from rsd.system.queues import Mailbox
 from rsd.workers.api.client import chat_body
 from rsd.workers.api.refusals import excerpt
 from rsd.workers.api.replies import CallFailed, Reply
+from rsd.workers.channel import Channel
 from rsd.workers.grading import scores
 from rsd.workers.grading.question import ONLY, Question, ask, response_format
 from rsd.workers.probes import HANDLERS
@@ -25,7 +28,9 @@ log = logging.getLogger(__name__)
 
 def main(inbox: Connection, outbox: Connection, name: str, slots: int) -> None:
     """Entry of the process: `slots` threads call."""
-    Worker(inbox, outbox, slots, HANDLERS | {GradeCandidates: judge}).run()
+    signals.ignore()
+    channel: Channel = Mailbox(inbox, outbox, to_worker_decoder)
+    Worker(channel, slots, HANDLERS | {GradeCandidates: judge}).run()
 
 
 def judge(worker: Worker, lease: LeaseId, task: GradeCandidates) -> Graded:

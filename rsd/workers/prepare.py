@@ -23,7 +23,7 @@ def prepare(worker: Worker, lease: LeaseId, task: Prepare) -> Prepared:
 
     def announce() -> None:
         """Before Pillow touches the bytes: a death from here on is held against the picture."""
-        worker.mailbox.reply(Decoding(lease=lease, image=task.image))
+        worker.channel.reply(Decoding(lease=lease, image=task.image))
         failpoint("generator.decoding", signal.SIGSEGV)
 
     limits = images.Limits(

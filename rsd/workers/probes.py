@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from rsd.errors import ErrorClass
@@ -12,9 +12,11 @@ from rsd.protocol.tasks import (
     LoadRead,
     Probe,
     Probed,
+    ProbeSampling,
     ReadLoad,
+    SamplingProbed,
 )
-from rsd.protocol.vocabulary import CallError, RequestDialect
+from rsd.protocol.vocabulary import CallError, RequestDialect, Usage
 from rsd.workers.api.client import Client, chat_body
 from rsd.workers.api.refusals import excerpt
 from rsd.workers.api.replies import CallFailed, Reply
@@ -36,8 +38,8 @@ AT_WORK = {
 
 
 def probe(worker: Worker, lease: LeaseId, task: Probe) -> Probed:
-    """Models first (that finds a wrong key or address), then a tiny completion (credit, path).
-    Raises CallFailed.
+    """The list of models (that finds a wrong key or address), then a tiny completion if it is asked
+    for or nothing is listed. Raises CallFailed.
     """
     client = worker.client(task.endpoint)
     names: tuple[str, ...] = ()
@@ -49,27 +51,61 @@ def probe(worker: Worker, lease: LeaseId, task: Probe) -> Probed:
         if not (task.model and e.error.status in (404, 405)):  # some servers have no such listing
             raise
     model = _resolve(task, names)
-    # All at once: work waits for this probe, and the answers do not need each other.
-    with ThreadPoolExecutor(len(SEEDS)) as threads:
-        seeds = SEEDS if task.sampling else (None,)
-        said = [threads.submit(_say, client, model, task.dialect, seed=seed) for seed in seeds]
-    try:
-        said[0].result()
-    except CallFailed as e:
-        if e.error.error not in AT_WORK:
-            raise
-        warning = f"a tiny completion was refused: {e.error.message}"
-        if e.error.error is ErrorClass.UNSUPPORTED:
-            warning = ""  # the first item adapts the dialect
-    else:
-        warning = _try_sampling(task.dialect, said) if task.sampling else ""
+    warning, usage = "", Usage()
+    if task.completion or not names:  # a server without a listing has shown nothing so far
+        try:
+            usage = _complete(client, model, task.dialect).usage
+        except CallFailed as e:
+            if e.error.error not in AT_WORK:
+                raise
+            usage = e.usage
+            if e.error.error is not ErrorClass.UNSUPPORTED:  # the first item adapts the dialect
+                warning = f"a tiny completion was refused: {e.error.message}"
+    if task.sampling:
+        tried = probe_sampling(
+            worker,
+            lease,
+            ProbeSampling(endpoint=task.endpoint, model=model, dialect=task.dialect),
+        )
+        warning, usage = warning or tried.warning, _sum([usage, tried.usage])
     return Probed(
         lease=lease,
         model=model,
         models=names,
         max_model_len=lengths.get(model),
         warning=excerpt(warning),
+        usage=usage,
     )
+
+
+def probe_sampling(worker: Worker, lease: LeaseId, task: ProbeSampling) -> SamplingProbed:
+    """Whether seeds and temperature do anything: the same seed twice, then another. Raises
+    CallFailed only for an endpoint that a reload removed; a call that fails is a warning.
+    """
+    client = worker.client(task.endpoint)
+    if "seed" in task.dialect.drop or "temperature" in task.dialect.drop:
+        return SamplingProbed(lease=lease)
+    texts: list[str] = []
+    usages: list[Usage] = []
+    warning = ""
+    with ThreadPoolExecutor(len(SEEDS)) as threads:
+        asked = [
+            threads.submit(_complete, client, task.model, task.dialect, seed=seed) for seed in SEEDS
+        ]
+    for each in asked:
+        try:
+            reply = each.result()
+        except CallFailed as e:
+            usages.append(e.usage)
+            # What a dialect without its parameters cannot show, no user has to know.
+            if e.error.error is not ErrorClass.UNSUPPORTED:
+                warning = f"sampling parameters could not be tried: {e.error.message}"
+        else:
+            usages.append(reply.usage)
+            texts.append(reply.choices[0].content)
+    if len(texts) == len(SEEDS):
+        warning = _verdict(*texts)
+    return SamplingProbed(lease=lease, warning=excerpt(warning), usage=_sum(usages))
 
 
 def read_load(worker: Worker, lease: LeaseId, task: ReadLoad) -> LoadRead:
@@ -94,30 +130,39 @@ def _resolve(task: Probe, names: tuple[str, ...]) -> str:
     )
 
 
-def _say(client: Client, model: str, dialect: RequestDialect, *, seed: int | None) -> Reply:
-    """A tiny completion without a picture."""
+def _complete(
+    client: Client, model: str, dialect: RequestDialect, *, seed: int | None = None
+) -> Reply:
+    """A tiny completion without a picture. Raises CallFailed."""
     wanted: dict[str, Any] = {} if seed is None else {**LIVELY, "seed": seed}
     sent = {k: v for k, v in wanted.items() if k not in dialect.drop}
     sent[dialect.token_parameter] = PROBE_TOKENS
     return client.chat(chat_body(model, None, "Write six random words.", sent))
 
 
-def _try_sampling(dialect: RequestDialect, said: list[Future[Reply]]) -> str:
-    """Whether seeds and temperature do anything: the same seed twice, then another."""
-    if "seed" in dialect.drop or "temperature" in dialect.drop:
-        return ""
-    try:
-        texts = [each.result().choices[0].content for each in said]
-    except CallFailed as e:
-        return f"sampling parameters could not be tried: {e.error.message}"
-    if not all(texts):
+def _verdict(first: str, same_seed: str, other_seed: str) -> str:
+    """What the three texts show to be wrong; "" when nothing."""
+    if not (first and same_seed and other_seed):
         return ""  # a reasoning model spent the tokens on thoughts: nothing can be seen
-    if texts[0] == texts[1] == texts[2]:
+    if first == same_seed == other_seed:
         return "different seeds give the same answer: sampling parameters may take no effect"
-    if texts[0] != texts[1]:
+    if first != same_seed:
         return "the same seed gives different answers: results will not be reproducible"
     return ""
 
 
+def _sum(usages: list[Usage]) -> Usage:
+    return Usage(
+        input_tokens=sum(u.input_tokens for u in usages),
+        output_tokens=sum(u.output_tokens for u in usages),
+        reasoning_tokens=sum(u.reasoning_tokens for u in usages),
+        cached_tokens=sum(u.cached_tokens for u in usages),
+    )
+
+
 #: What every worker answers beside its own tasks.
-HANDLERS: dict[type, Handler] = {Probe: probe, ReadLoad: read_load}
+HANDLERS: dict[type, Handler] = {
+    Probe: probe,
+    ProbeSampling: probe_sampling,
+    ReadLoad: read_load,
+}

@@ -1,6 +1,4 @@
-"""What generator and grader processes share: the loop, the call threads, pictures, clients,
-probes.
-"""
+"""What generator and grader processes share: the message loop, its threads, pictures, clients."""
 
 from __future__ import annotations
 
@@ -12,7 +10,6 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -30,26 +27,27 @@ from rsd.protocol.tasks import (
     Lease,
     LeaseId,
     LogLine,
+    Ping,
+    Pong,
     Prepare,
+    ProbeSampling,
     ReadLoad,
     Task,
-    ToWorker,
     WorkerReady,
-    to_worker_decoder,
 )
 from rsd.protocol.vocabulary import CallError
-from rsd.system import logs, signals
-from rsd.system.queues import Mailbox
+from rsd.system import logs
 from rsd.system.redact import Redactor
 from rsd.workers import images
 from rsd.workers.api.client import Client
 from rsd.workers.api.replies import CallFailed
+from rsd.workers.channel import Channel
 from rsd.workers.memory import MemoryLimit
 from rsd.workers.pictures import Pictures
 
 log = logging.getLogger(__name__)
-#: Connections to an endpoint beside those of the call threads: looks at its load, tiny completions.
-ASIDE = 4
+#: Connections to an endpoint beside those of the call threads: its load, three tiny completions.
+SIDE = 4
 #: Longest traceback that is sent to the hub, in characters; its end says most.
 TRACEBACK_MAX = 8_000
 
@@ -65,12 +63,10 @@ Handler = Callable[["Worker", LeaseId, Any], msgspec.Struct]
 
 
 class Worker:
-    """One worker process: reads its mailbox in the main thread, calls in the others."""
+    """One worker process: reads its channel in the main thread, calls in the others."""
 
-    def __init__(
-        self, inbox: Connection, outbox: Connection, slots: int, handlers: dict[type, Handler]
-    ) -> None:
-        self.mailbox: Mailbox[ToWorker, msgspec.Struct] = Mailbox(inbox, outbox, to_worker_decoder)
+    def __init__(self, channel: Channel, slots: int, handlers: dict[type, Handler]) -> None:
+        self.channel = channel
         self.pictures = Pictures()
         self.configuration: Configure | None = None
         self.spool = Path()  #: where prepared pictures lie
@@ -78,36 +74,38 @@ class Worker:
         self._handlers: dict[type, Handler] = handlers
         self._clients: dict[str, Client] = {}
         self._calls: queue.SimpleQueue[Lease] = queue.SimpleQueue()
-        self._prepares: queue.SimpleQueue[Lease] = queue.SimpleQueue()
-        self._asides: queue.SimpleQueue[Lease] = queue.SimpleQueue()
+        # One thread each, beside the calls: a death while decoding then names one picture, and
+        # neither a server's load nor a probe of its sampling waits for calls to end.
+        self._sides: dict[type, queue.SimpleQueue[Lease]] = {
+            kind: queue.SimpleQueue() for kind in (Prepare, ReadLoad, ProbeSampling)
+        }
+        self._preparing_since: float | None = None  # monotonic
         self._memory: MemoryLimit | None = None
 
     def run(self) -> None:
-        """Serve until the hub closes the mailbox, which ends the process."""
-        signals.ignore()
-        for k in range(self._slots):
-            threading.Thread(
-                target=self._serve, args=(self._calls,), name=f"call-{k}", daemon=True
-            ).start()
-        # Pictures have one thread of their own, so that a death while decoding names one picture;
-        # looks at a server's load have one, because they must not wait for calls to end.
-        for name, leases in (("prepare", self._prepares), ("aside", self._asides)):
+        """Serve until the hub closes the channel, which ends the process."""
+        threads = [(f"call-{k}", self._calls) for k in range(self._slots)]
+        threads += [(kind.__name__.lower(), leases) for kind, leases in self._sides.items()]
+        for name, leases in threads:
             threading.Thread(target=self._serve, args=(leases,), name=name, daemon=True).start()
         self._memory = MemoryLimit(self._slots)
         while True:
-            message = self.mailbox.get()
-            if isinstance(message, Configure):
-                self._configure(message)
-            elif isinstance(message, Drop):
-                self.pictures.drop(message.sha256)
-            elif isinstance(message, GiveBack):
-                self._give_back()
-            elif isinstance(message.task, Prepare):
-                self._prepares.put(message)
-            elif isinstance(message.task, ReadLoad):
-                self._asides.put(message)
-            else:
-                self._calls.put(message)
+            message = self.channel.get()
+            match message:
+                case Lease(task=task):
+                    self._sides.get(type(task), self._calls).put(message)
+                case Configure():
+                    self._configure(message)
+                case Drop(sha256=sha256):
+                    self.pictures.drop(sha256)
+                case GiveBack():
+                    self._give_back()
+                case Ping():
+                    self.channel.reply(Pong(busy_seconds=self._busy_seconds()))
+
+    def _busy_seconds(self) -> float:
+        since = self._preparing_since
+        return 0.0 if since is None else time.monotonic() - since
 
     @property
     def roomy(self) -> bool:
@@ -138,32 +136,32 @@ class Worker:
         if self._memory is not None and configuration.decode_bytes:
             self._memory.allow(configuration.decode_bytes)
         if first:
-            self.mailbox.reply(WorkerReady(pid=os.getpid()))
+            self.channel.reply(WorkerReady(pid=os.getpid()))
 
     def _client_of(self, endpoint: Endpoint, before: dict[str, Client]) -> Client:
         known = before.get(endpoint.url)
         return (
-            known if known and known.endpoint == endpoint else Client(endpoint, self._slots + ASIDE)
+            known if known and known.endpoint == endpoint else Client(endpoint, self._slots + SIDE)
         )
 
     def _log(self, level: int, logger: str, text: str) -> None:
-        self.mailbox.reply(LogLine(level=level, logger=logger, text=text))
+        self.channel.reply(LogLine(level=level, logger=logger, text=text))
 
     def _give_back(self) -> None:
         found: list[LeaseId] = []
         with contextlib.suppress(queue.Empty):
             while True:
                 found.append(self._calls.get_nowait().lease)
-        self.mailbox.reply(GivenBack(leases=tuple(found)))
+        self.channel.reply(GivenBack(leases=tuple(found)))
 
     def _serve(self, leases: queue.SimpleQueue[Lease]) -> None:
         while True:
             lease = leases.get()
             reply = self._answer(lease.lease, lease.task)
             try:
-                self.mailbox.reply(reply)
+                self.channel.reply(reply)
             except Exception:  # a reply that is no JSON must not cost this thread
-                self.mailbox.reply(self._crashed(lease.lease))
+                self.channel.reply(self._crashed(lease.lease))
 
     def _crashed(self, lease: LeaseId) -> Crashed:
         keys = [client.endpoint.key for client in list(self._clients.values())]
@@ -173,6 +171,8 @@ class Worker:
 
     def _answer(self, lease: LeaseId, task: Task) -> msgspec.Struct:
         began = time.monotonic()
+        if isinstance(task, Prepare):
+            self._preparing_since = began
         try:
             return self._handlers[type(task)](self, lease, task)
         except CallFailed as e:
@@ -185,3 +185,6 @@ class Worker:
             return Failed(lease=lease, error=SHORT_OF_MEMORY, seconds=time.monotonic() - began)
         except Exception:
             return self._crashed(lease)
+        finally:
+            if isinstance(task, Prepare):
+                self._preparing_since = None
