@@ -11,14 +11,8 @@ from hypothesis import strategies as st
 from rsd.errors import ErrorClass
 from rsd.protocol.dialects import DROPPABLE, adapt, initial_dialect, is_reasoning
 from rsd.protocol.vocabulary import CallError, RequestDialect
-from rsd.workers.api.refusals import (
-    classify_body,
-    classify_status,
-    duration,
-    excerpt,
-    rate_windows,
-    retry_after,
-)
+from rsd.workers.api.rate_headers import duration, rate_windows, retry_after
+from rsd.workers.api.refusals import classify_body, classify_status, excerpt
 
 E = ErrorClass
 NOW = 1_800_000_000.0
@@ -70,6 +64,7 @@ TABLE: list[tuple[int, Any, dict[str, str], ErrorClass, str]] = [
     (405, {"detail": "Method Not Allowed"}, {}, E.MISCONFIGURED, "not_found"),
     (408, None, {}, E.TRANSIENT, "timeout"),
     (413, None, {}, E.TOO_BIG, "too_large"),
+    (500, openai("ContextWindowExceededError: 9000 > 8192"), {}, E.TOO_BIG, "context_length"),
     (500, vllm("EngineCore encountered an issue.", 500), {}, E.TRANSIENT, "server_error"),
     (500, {"error": {"message": "litellm.RateLimitError"}}, {}, E.RATE_LIMITED, "rate_limit"),
     (500, vllm("Cannot load local files without ...", 500), {}, E.REFUSED, "server_refused"),
@@ -159,8 +154,8 @@ def test_a_wait_that_only_the_text_tells(text: str, seconds: float | None) -> No
     error = classify_status(429, openai(text), "", {}, NOW)
     assert error.error is E.RATE_LIMITED
     assert error.retry_after == (None if seconds is None else pytest.approx(seconds))
-    told = classify_status(429, openai(text), "", {"Retry-After": "9"}, NOW)
-    assert told.retry_after == 9.0, "a header is believed rather than a text"
+    error = classify_status(429, openai(text), "", {"Retry-After": "9"}, NOW)
+    assert error.retry_after == 9.0, "a header is believed rather than a text"
 
 
 UNSUPPORTED: list[tuple[Any, str]] = [

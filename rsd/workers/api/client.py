@@ -28,7 +28,8 @@ from rsd.protocol.tasks import Endpoint
 from rsd.protocol.vocabulary import CallError
 from rsd.system.redact import Redactor
 from rsd.workers.api.http1 import ConnectionPool
-from rsd.workers.api.refusals import classify_status, excerpt, rate_windows
+from rsd.workers.api.rate_headers import rate_windows
+from rsd.workers.api.refusals import classify_status, excerpt
 from rsd.workers.api.replies import (
     CallFailed,
     Load,
