@@ -23,6 +23,7 @@ from rsd.protocol.vocabulary import (
     Grade,
     ImageInfo,
     Recipe,
+    Role,
     SamplingParams,
     Usage,
     image_id,
@@ -157,6 +158,7 @@ class Teller:
             "crash": self.crash,
             "retry": self.retry,
             "restart": self.restart,
+            "spend": self.spend,
         }
 
     def say(self, fact: f.Fact) -> None:
@@ -322,6 +324,13 @@ class Teller:
                     self.say(f.CandidateGraded(image=image, grade=judged))
                 return
 
+    def spend(self, n: int) -> None:
+        """A call that gave nothing to keep."""
+        usage = Usage(input_tokens=3, output_tokens=1, cached_tokens=2, reasoning_tokens=1)
+        role = (Role.GENERATE, Role.GRADE)[n % 2]
+        outcome = ("late", "truncated")[n // 2 % 2]
+        self.say(f.CallSpent(role=role, endpoint="e", model="m", usage=usage, outcome=outcome))
+
     def end(self, n: int) -> None:
         """Decide an active image, or give it up when nothing of it is graded."""
         if active := self.images(ACTIVE):
@@ -444,8 +453,14 @@ def recount(store: Store) -> None:
     assert stats.grades == sum(len(g) for g in grades.values())
     assert stats.generation_time == pytest.approx(0.5 * stats.generated)
     assert stats.grading_time == pytest.approx(0.25 * stats.grades)
-    assert stats.generator_output_tokens == 5 * stats.generated
-    assert stats.grader_input_tokens == 20 * stats.grades
+    unused = {name: t.count for name, t in tallies.items() if name.startswith("unused:")}
+    lost = {r: sum(c for n, c in unused.items() if n.split(":")[1] == r) for r in Role}
+    assert stats.unused_calls == sum(lost.values())
+    assert stats.unused_input_tokens == 3 * stats.unused_calls
+    assert stats.generator_output_tokens == 5 * stats.generated + lost[Role.GENERATE]
+    assert stats.generator_cached_tokens == 2 * lost[Role.GENERATE]
+    assert stats.grader_input_tokens == 20 * stats.grades + 3 * lost[Role.GRADE]
+    assert stats.grader_reasoning_tokens == lost[Role.GRADE]
     assert [stats.sample_failures, stats.grading_failures] == [len(rows) for rows in failures]
     scores = {k: fmean(g.score for g in rows) for k, rows in grades.items()}
     won = {
@@ -482,7 +497,7 @@ def recount(store: Store) -> None:
     for kind, found in zip(("sample_failure", "grading_failure"), failures, strict=True):
         for failure in found:
             row(f"{kind}:{failure.error.reason}").count += 1
-    assert set(tallies) == set(expected)
+    assert set(tallies) == {*expected, *unused}
     for name, tally in expected.items():
         found_tally = msgspec.structs.asdict(tallies[name])
         assert found_tally == pytest.approx(msgspec.structs.asdict(tally)), name

@@ -11,7 +11,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import msgspec
 from rich.console import Console
 from rich.markup import escape
 
@@ -21,6 +20,7 @@ from rsd.commands.status import document_of
 from rsd.errors import ErrorClass, StateError, UserError
 from rsd.hub.folder.stable import is_candidate, is_open_folder
 from rsd.hub.policy import configure_of, policy_of
+from rsd.pricing import money, prices_of
 from rsd.protocol.dialects import adapt, initial_dialect
 from rsd.protocol.tasks import (
     Answer,
@@ -279,9 +279,16 @@ class Trial:
         calls = f"{draws} candidates and {grades} grading calls"
         text = ", ".join(f"{n.replace('_', ' ')} {v}" for n, v in tokens.items())
         lines = [f"an image takes {calls}; about {text} tokens"]
-        prices = msgspec.structs.asdict(self.settings.prices)
-        if any(price is not None for price in prices.values()):
-            cost = sum(tokens[n] * (prices[n] or 0.0) for n in tokens) / 1e6
+        of_an_image = {
+            Role.GENERATE: Usage(
+                input_tokens=tokens["generator_input"], output_tokens=tokens["generator_output"]
+            ),
+            Role.GRADE: Usage(
+                input_tokens=tokens["grader_input"], output_tokens=tokens["grader_output"]
+            ),
+        }
+        cost = money(of_an_image, prices_of(self.settings.prices))
+        if cost is not None:
             lines.append(f"that costs about {cost:.4f}; {count} images {cost * count:.2f}")
         else:
             total = sum(tokens.values()) * count

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rsd.errors import UserError
 from rsd.hub.brain.events import Policy, RolePolicy
+from rsd.pricing import prices_of
 from rsd.protocol.tasks import Configure, Endpoint
 from rsd.protocol.vocabulary import Rates, Recipe, Role, SummaryConfig
 from rsd.protocol.writer_talk import Open, Reconfigure
@@ -151,7 +152,6 @@ def opening_of(settings: Settings, recipe: Recipe, state: Path, *, life: str) ->
 
 def summary_config_of(settings: Settings, recipe: Recipe) -> SummaryConfig:
     """What `summary.json` repeats of the settings."""
-    prices = settings.prices
     return SummaryConfig(
         image_dir=str(Path(settings.image_dir).resolve()),
         prompt_keys=tuple(recipe.prompts),
@@ -159,10 +159,7 @@ def summary_config_of(settings: Settings, recipe: Recipe) -> SummaryConfig:
         temperature_range=recipe.temperatures,
         top_p_range=recipe.top_ps,
         top_k_range=recipe.top_ks,
-        price_generator_input=prices.generator_input,
-        price_generator_output=prices.generator_output,
-        price_grader_input=prices.grader_input,
-        price_grader_output=prices.grader_output,
+        prices=prices_of(settings.prices),
     )
 
 

@@ -66,6 +66,7 @@ def load_recipe(s: Settings) -> Recipe:
         list_size=s.grading.list_size,
         generator_model=s.generation.model,
         grader_model=s.grading.model,
+        reasoning_effort=s.grading.reasoning_effort,
     )
 
 

@@ -17,6 +17,8 @@ from rsd.protocol.vocabulary import (
     ImageInfo,
     Recipe,
     RequestDialect,
+    Role,
+    Usage,
 )
 
 
@@ -79,13 +81,22 @@ class PlannedSample(Struct, frozen=True, kw_only=True):
     explore: bool = False
 
 
+class PlannedGrading(Struct, frozen=True, kw_only=True):
+    """One grade that a step asks for."""
+
+    index: int  #: of the candidate
+    number: int  #: unique for a candidate, over all rubrics
+
+
 class StepChosen(Struct, frozen=True, kw_only=True, tag_field="kind", tag="step"):
     """A sampling decision, durable before its leases go out, so that a restart replays it."""
 
     image: ImageId
     round: int
     samples: tuple[PlannedSample, ...] = ()
-    regrade: tuple[int, ...] = ()
+    gradings: tuple[PlannedGrading, ...] = ()
+    rubric: str = ""  #: that the gradings are of
+    regrade: tuple[int, ...] = ()  #: of format 1, where each index asks for one more grade
 
 
 class CandidateMade(Struct, frozen=True, kw_only=True, tag_field="kind", tag="candidate"):
@@ -119,6 +130,18 @@ class GradingFailed(Struct, frozen=True, kw_only=True, tag_field="kind", tag="gr
     number: int
     error: CallError
     time: float
+
+
+class CallSpent(Struct, frozen=True, kw_only=True, tag_field="kind", tag="spent"):
+    """A call whose tokens are in no candidate and no grade: it failed, was truncated or late, was a
+    probe, or gave more than was planned.
+    """
+
+    role: Role
+    endpoint: str
+    model: str
+    usage: Usage
+    outcome: str  #: short stable word for statistics
 
 
 class ImageDecided(Struct, frozen=True, kw_only=True, tag_field="kind", tag="decided"):
@@ -177,6 +200,7 @@ Fact = (
     | CandidateGraded
     | SampleFailed
     | GradingFailed
+    | CallSpent
     | ImageDecided
     | ImageSetAside
     | DecodeCrashed

@@ -48,6 +48,26 @@ def seed_base(seed: int, sha256: str) -> int:
     return int.from_bytes(digest, "big") % (1 << 31) // SEED_SPACE * SEED_SPACE
 
 
+class ImageStatus(StrEnum):
+    """What an image is at; the same words on disk, in facts and in documents."""
+
+    QUEUED = "queued"
+    ACTIVE = "active"
+    HIGH_QUALITY = "high_quality"
+    LOW_QUALITY = "low_quality"
+    FAILED = "failed"
+    DUPLICATE = "duplicate"
+    WITHDRAWN = "withdrawn"
+    #: Newer bytes at the same path have replaced this version; it counts nowhere.
+    REPLACED = "replaced"
+
+
+def rubric_of(template: str, grader_model: str, reasoning_effort: str) -> str:
+    """16 hex digits that name a way of grading: only grades of one rubric may be compared."""
+    parts = msgspec.json.encode((template, grader_model, reasoning_effort))
+    return blake2b(parts, digest_size=8).hexdigest()
+
+
 class SamplingParams(Struct, frozen=True, kw_only=True, order=True):
     """Every parameter that vLLM draws with; all of them are sent in every request."""
 
@@ -65,8 +85,11 @@ class Arm(Struct, frozen=True, kw_only=True, order=True):
     params: SamplingParams
 
 
-class Recipe(Struct, frozen=True, kw_only=True):
-    """The settings that an image is started with and finishes on, whatever is reloaded."""
+class Recipe(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The settings that an image is started with and finishes on, whatever is reloaded.
+
+    Defaults are not encoded: a field that comes later leaves the fingerprints that are stored.
+    """
 
     prompts: dict[str, str]  #: prompt key -> text, in the order of `--prompt-keys`
     grading_template: str
@@ -85,6 +108,12 @@ class Recipe(Struct, frozen=True, kw_only=True):
     list_size: int  #: candidates per grading call, when the template is listwise
     generator_model: str
     grader_model: str
+    reasoning_effort: str = ""  #: of the grader
+
+    @property
+    def rubric(self) -> str:
+        """Fingerprint of how candidates are graded."""
+        return rubric_of(self.grading_template, self.grader_model, self.reasoning_effort)
 
     @property
     def listwise(self) -> bool:
@@ -174,10 +203,10 @@ class Candidate(Struct, frozen=True, kw_only=True):
 
 
 class Grade(Struct, frozen=True, kw_only=True):
-    """One judgement of one candidate, as stored."""
+    """One grade of one candidate, as stored."""
 
     index: int  #: of the candidate
-    number: int  #: 0 for the first grade of the candidate, 1 for the second, ...
+    number: int  #: 0 for the first grade of the candidate, 1 for the second, ... over all rubrics
     score: float  #: 0 to 100
     explanation: str
     grading_time: float  #: seconds of the call
@@ -185,6 +214,7 @@ class Grade(Struct, frozen=True, kw_only=True):
     model: str
     endpoint: str
     timestamp: float
+    rubric: str = ""  #: only grades of the recipe's rubric count, the others are history
 
 
 class RequestDialect(Struct, frozen=True, kw_only=True):
@@ -205,8 +235,15 @@ class FileStat(Struct, frozen=True, kw_only=True):
     mtime_ns: int
 
 
+class TokenPrices(Struct, frozen=True, kw_only=True):
+    """What a million tokens of one role cost, in the user's currency; None: not known."""
+
+    input: float | None = None
+    output: float | None = None
+
+
 class SummaryConfig(Struct, frozen=True, kw_only=True):
-    """What `summary.json` repeats of the settings, and the prices per million tokens."""
+    """What `summary.json` repeats of the settings, and the prices of each role."""
 
     image_dir: str
     prompt_keys: tuple[str, ...]
@@ -214,10 +251,7 @@ class SummaryConfig(Struct, frozen=True, kw_only=True):
     temperature_range: tuple[float, ...]
     top_p_range: tuple[float, ...]
     top_k_range: tuple[int, ...]
-    price_generator_input: float | None = None
-    price_generator_output: float | None = None
-    price_grader_input: float | None = None
-    price_grader_output: float | None = None
+    prices: dict[Role, TokenPrices] = {}
 
 
 class Stats(Struct, kw_only=True):
@@ -243,5 +277,15 @@ class Stats(Struct, kw_only=True):
     generator_output_tokens: int = 0
     grader_input_tokens: int = 0
     grader_output_tokens: int = 0
+    #: Part of the input tokens, and part of the output tokens.
+    generator_cached_tokens: int = 0
+    generator_reasoning_tokens: int = 0
+    grader_cached_tokens: int = 0
+    grader_reasoning_tokens: int = 0
+    #: Calls that gave nothing to keep; their tokens are part of those above.
+    unused_calls: int = 0
+    unused_input_tokens: int = 0
+    unused_output_tokens: int = 0
     backlog_high: int = 0  #: highest queue number ever given
+    priority_high: int = 0  #: highest number ever given in the lane that goes first
     outbox: int = 0  #: results not yet on disk

@@ -9,20 +9,18 @@ from typing import Final
 
 from msgspec import Struct
 
-from rsd.protocol.vocabulary import CallError, ImageId, ImageInfo
+from rsd.protocol.vocabulary import CallError, ImageId, ImageInfo, ImageStatus
 
-#: Image states, and the reasons of `set_aside`.
-QUEUED: Final = "queued"
-ACTIVE: Final = "active"
-HIGH: Final = "high_quality"
-LOW: Final = "low_quality"
-FAILED: Final = "failed"
-DUPLICATE: Final = "duplicate"
-WITHDRAWN: Final = "withdrawn"
+QUEUED: Final = ImageStatus.QUEUED
+ACTIVE: Final = ImageStatus.ACTIVE
+HIGH: Final = ImageStatus.HIGH_QUALITY
+LOW: Final = ImageStatus.LOW_QUALITY
+FAILED: Final = ImageStatus.FAILED
+DUPLICATE: Final = ImageStatus.DUPLICATE
+WITHDRAWN: Final = ImageStatus.WITHDRAWN
+REPLACED: Final = ImageStatus.REPLACED
 #: The classes that `seen` is the sum of; one per path.
 CLASSES: Final = (QUEUED, ACTIVE, HIGH, LOW, FAILED, DUPLICATE, WITHDRAWN)
-#: A version that newer bytes at the same path have replaced; it counts nowhere.
-REPLACED: Final = "replaced"
 
 
 class PathRecord(Struct, kw_only=True):

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from rsd.names import display_path
+from rsd.pricing import money, spent
 from rsd.protocol.vocabulary import Candidate, Grade, Stats, SummaryConfig, Usage
 from rsd.state.records import HIGH, ImageRecord, Tally
 from rsd.state.view import ImageView
@@ -160,7 +161,13 @@ def summary_document(
         "grader_input": stats.grader_input_tokens,
         "grader_output": stats.grader_output_tokens,
     }
-    cost = _cost(tokens, config)
+    parts = {
+        "generator_cached": stats.generator_cached_tokens,
+        "generator_reasoning": stats.generator_reasoning_tokens,
+        "grader_cached": stats.grader_cached_tokens,
+        "grader_reasoning": stats.grader_reasoning_tokens,
+    }
+    cost = money(spent(stats), config.prices)
     accepted = stats.high_quality or None
     return {
         "schema": "rsd.summary/1",
@@ -209,8 +216,14 @@ def summary_document(
             "images_per_hour": _ratio(3600 * processed, elapsed),
             "candidates_per_hour": _ratio(3600 * stats.generated, elapsed),
         },
-        "tokens": tokens,
+        "tokens": tokens | parts,
         "tokens_per_accepted": round(sum(tokens.values()) / accepted, 1) if accepted else None,
+        "unused": {
+            "calls": stats.unused_calls,
+            "input_tokens": stats.unused_input_tokens,
+            "output_tokens": stats.unused_output_tokens,
+            "by_outcome": _reasons(tallies, "unused"),
+        },
         "cost": cost,
         "cost_per_accepted": round(cost / accepted, 6) if cost is not None and accepted else None,
         "failures": {
@@ -221,13 +234,6 @@ def summary_document(
         "timestamp": now,
         "formatted_time": formatted(now),
     }
-
-
-def _cost(tokens: dict[str, int], config: SummaryConfig) -> float | None:
-    prices = {name: getattr(config, f"price_{name}") for name in tokens}
-    if all(price is None for price in prices.values()):
-        return None
-    return round(sum(tokens[n] * (prices[n] or 0.0) for n in tokens) / 1e6, 6)
 
 
 def _ratio(value: float, by: float) -> float:

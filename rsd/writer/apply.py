@@ -11,7 +11,17 @@ from statistics import fmean
 from typing import Any
 
 from rsd.protocol import facts as f
-from rsd.protocol.vocabulary import CallError, Candidate, Grade, ImageId, Stats, image_id, path_key
+from rsd.protocol.vocabulary import (
+    CallError,
+    Candidate,
+    Grade,
+    ImageId,
+    Role,
+    Stats,
+    Usage,
+    image_id,
+    path_key,
+)
 from rsd.state.records import (
     ACTIVE,
     CLASSES,
@@ -60,6 +70,7 @@ class Application:
             f.CandidateGraded: self._graded,
             f.SampleFailed: self._sample_failed,
             f.GradingFailed: self._grading_failed,
+            f.CallSpent: self._spent,
             f.ImageDecided: self._decided,
             f.ImageSetAside: self._set_aside,
             f.DecodeCrashed: self._crashed,
@@ -311,8 +322,7 @@ class Application:
             return
         self.stats.generated += 1
         self.stats.generation_time += made.generation_time
-        self.stats.generator_input_tokens += made.usage.input_tokens
-        self.stats.generator_output_tokens += made.usage.output_tokens
+        self._tokens(Role.GENERATE, made.usage)
         self.tallies.generated(made)
 
     def _graded(self, fact: f.CandidateGraded) -> None:
@@ -324,8 +334,7 @@ class Application:
             return
         self.stats.grades += 1
         self.stats.grading_time += grade.grading_time
-        self.stats.grader_input_tokens += grade.usage.input_tokens
-        self.stats.grader_output_tokens += grade.usage.output_tokens
+        self._tokens(Role.GRADE, grade.usage)
         self.stats.graded += not before
         made = self._candidate(fact.image, grade.index)
         if made is not None:
@@ -347,6 +356,27 @@ class Application:
         if self.txn.put_new("grade_failures", where, record):
             self.stats.grading_failures += 1
             self.tallies.count("grading_failure", _word(fact.error))
+
+    def _spent(self, fact: f.CallSpent) -> None:
+        self.stats.unused_calls += 1
+        self.stats.unused_input_tokens += fact.usage.input_tokens
+        self.stats.unused_output_tokens += fact.usage.output_tokens
+        self._tokens(fact.role, fact.usage)
+        self.tallies.count("unused", f"{fact.role.value}:{fact.outcome}")
+
+    def _tokens(self, role: Role, usage: Usage) -> None:
+        """Whatever a call gave, its tokens are paid for."""
+        stats = self.stats
+        if role is Role.GENERATE:
+            stats.generator_input_tokens += usage.input_tokens
+            stats.generator_output_tokens += usage.output_tokens
+            stats.generator_cached_tokens += usage.cached_tokens
+            stats.generator_reasoning_tokens += usage.reasoning_tokens
+        else:
+            stats.grader_input_tokens += usage.input_tokens
+            stats.grader_output_tokens += usage.output_tokens
+            stats.grader_cached_tokens += usage.cached_tokens
+            stats.grader_reasoning_tokens += usage.reasoning_tokens
 
     def _decided(self, fact: f.ImageDecided) -> None:
         record = self._image(fact.image)

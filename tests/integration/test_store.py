@@ -86,7 +86,7 @@ def work_off(hub: Teller, *, score: float = 90.0) -> None:
 
 OPERATIONS = (
     *("enrol", "enrol", "touch", "gone", "take", "take", "take"),
-    *("work", "work", "work", "end", "crash", "retry", "restart"),
+    *("work", "work", "work", "end", "crash", "retry", "restart", "spend"),
 )
 
 

@@ -163,16 +163,20 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
     made.kill()
 
 
+OPERATIONS = ("enrol", "touch", "take", "take", "work", "work", "end", "crash")
+
+
 @pytest.fixture(scope="module")
 def script(tmp_path_factory: pytest.TempPathFactory) -> list[f.Numbered]:
     """A long history in which all kinds of facts occur and everything comes to its end."""
     store = Store(tmp_path_factory.mktemp("script") / "lmdb")
     teller, chance = Teller(store, paths=SCRIPT_PATHS), random.Random(19)
     for _ in range(160):
-        name = chance.choice(["enrol", "touch", "take", "take", "work", "work", "end", "crash"])
+        name = chance.choice(OPERATIONS)
         teller.operations[name](chance.randrange(1000))
         if chance.random() < 0.1:
             teller.settle_all()
+            teller.spend(len(teller.said))
             teller.operations[chance.choice(["retry", "gone"])](chance.randrange(1000))
     teller.settle_all()
     kinds = {type(n.fact) for n in teller.said}

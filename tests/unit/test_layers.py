@@ -18,7 +18,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("hub",),
     ("workers", "writer", "simulator"),
     ("state",),
-    ("strategy",),
+    ("strategy", "pricing"),
     ("protocol",),
     ("settings", "system"),
     ("errors", "names", "__init__"),

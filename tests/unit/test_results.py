@@ -7,10 +7,10 @@ import time
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rsd.protocol.vocabulary import Candidate, Grade, Stats, SummaryConfig
+from rsd.protocol.vocabulary import Candidate, Grade, Role, Stats, SummaryConfig, TokenPrices
 from rsd.state.records import HIGH, LOW, FailureRecord, ImageRecord, Tally
 from rsd.state.results import (
     failed_document,
@@ -152,6 +152,7 @@ def test_a_failure_of_a_file_that_could_not_be_read_has_what_is_known() -> None:
     }
 
 
+@settings(deadline=None)
 @given(st.binary(min_size=1, max_size=40).filter(lambda b: b"\0" not in b))
 def test_any_path_can_be_shown_and_stored(path: bytes) -> None:
     shown = shown_path("/pictures", path)
@@ -216,7 +217,11 @@ def test_a_summary_reckons_rightly() -> None:
         "sample_failure:timeout": Tally(count=4),
     }
     config = msgspec.structs.replace(
-        CONFIG, price_grader_input=1.0, price_grader_output=4.0, price_generator_output=0.5
+        CONFIG,
+        prices={
+            Role.GENERATE: TokenPrices(output=0.5),
+            Role.GRADE: TokenPrices(input=1.0, output=4.0),
+        },
     )
     document = summary_document(stats, tallies, config, now=150.0, started=50.0)
     numbers = document["stats"]
@@ -249,6 +254,7 @@ def test_a_summary_reckons_rightly() -> None:
     assert document["tokens_per_accepted"] == 1_200_000.0
 
 
+@settings(deadline=None)
 @given(st.floats(0, 100))
 def test_every_score_has_its_bucket(score: float) -> None:
     low = int(bucket("score", score).removeprefix("score:"))
@@ -257,6 +263,7 @@ def test_every_score_has_its_bucket(score: float) -> None:
     assert score < low + 5 or (low, score) == (95, 100.0)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=800).filter(lambda t: t.isprintable()))
 def test_row_keys_fit_into_lmdb_and_short_ones_are_whole(name: str) -> None:
     row = row_key("prompt:" + name)

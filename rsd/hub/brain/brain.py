@@ -200,7 +200,7 @@ class Brain:
                 model=endpoint.model,
                 dialect=endpoint.dialect,
                 max_tokens=int(self.policy.grade_tokens * work.token_factor),
-                reasoning_effort=self.policy.reasoning_effort,
+                reasoning_effort=image.recipe.reasoning_effort,
                 reduced=work.reduced,
                 shuffle_seed=f"{image.sha256}:{image.draws[first].round}:{first}:{work.number}",
             )
@@ -327,7 +327,7 @@ class Brain:
         image = self.rounds.known(work)
         if image is None:
             return
-        for grade in grades_of(work, reply):
+        for grade in grades_of(work, reply, image.recipe.rubric):
             draw = image.draws.get(grade.index)
             if draw is not None and grade.number not in draw.grades:
                 draw.grades[grade.number] = grade.score

@@ -48,8 +48,8 @@ def candidates_of(
     return made, refused
 
 
-def grades_of(work: Work, reply: Graded) -> list[Grade]:
-    """The grades of one call."""
+def grades_of(work: Work, reply: Graded, rubric: str) -> list[Grade]:
+    """The grades of one call, which was made by the rubric of the image's recipe."""
     count = max(1, len(work.indices))
     return [
         Grade(
@@ -62,6 +62,7 @@ def grades_of(work: Work, reply: Graded) -> list[Grade]:
             model=reply.model,
             endpoint=work.endpoint,
             timestamp=reply.timestamp,
+            rubric=rubric,
         )
         for judgement in reply.grades
     ]

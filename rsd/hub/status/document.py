@@ -9,6 +9,7 @@ from typing import Any
 from rsd import __version__
 from rsd.hub.brain.brain import Brain
 from rsd.hub.brain.limits import DOWN, MISCONFIGURED, QUOTA, UP, EndpointLimit
+from rsd.pricing import money, prices_of, spent
 from rsd.protocol.vocabulary import Role, Stats
 from rsd.settings.fields import Prices
 
@@ -45,19 +46,6 @@ class Gauge:
         return {
             name: round(max(0, last[i] - first[i]) / span, 4) for i, name in enumerate(names, 1)
         }
-
-
-def cost_of(stats: Stats, prices: Prices) -> float | None:
-    """Money spent, in the currency of the prices; None when no price is set."""
-    pairs = (
-        (stats.generator_input_tokens, prices.generator_input),
-        (stats.generator_output_tokens, prices.generator_output),
-        (stats.grader_input_tokens, prices.grader_input),
-        (stats.grader_output_tokens, prices.grader_output),
-    )
-    if all(price is None for _, price in pairs):
-        return None
-    return round(sum(tokens * (price or 0.0) for tokens, price in pairs) / 1e6, 6)
 
 
 def endpoint_view(endpoint: EndpointLimit, running: int, now: float) -> dict[str, Any]:
@@ -183,7 +171,7 @@ def document(
             "grader_input": stats.grader_input_tokens,
             "grader_output": stats.grader_output_tokens,
         },
-        "cost": cost_of(stats, prices),
+        "cost": money(spent(stats), prices_of(prices)),
         "rates": rates,
         "eta_seconds": round(left / speed, 1)
         if speed > 0 and left
