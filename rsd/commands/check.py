@@ -16,7 +16,7 @@ from rich.markup import escape
 
 from rsd.commands import flags
 from rsd.commands.preflight import prepare_output
-from rsd.commands.status import document_of
+from rsd.commands.status import status_of
 from rsd.errors import ErrorClass, StateError, UserError
 from rsd.hub.folder.stable import is_candidate, is_open_folder
 from rsd.hub.policy import configure_of, policy_of
@@ -115,12 +115,11 @@ def check_folders(settings: Settings) -> list[tuple[bool, str, str]]:
 def backlog(settings: Settings, count: int) -> tuple[int, str]:
     """How many of the folder's `count` images are still to be done, and that in words."""
     try:
-        images = document_of(state_dir(settings).resolve())["images"]
+        images = status_of(state_dir(settings).resolve()).images
     except StateError as e:
         return count, f"but {e}"
-    ended = images["seen"] - images["queued"] - images["active"]
-    left = max(0, count - ended)
-    return left, f"{left} to be done" if ended else "none done yet"
+    left = max(0, count - images.ended)
+    return left, f"{left} to be done" if images.ended else "none done yet"
 
 
 def list_images(folder: Path) -> list[bytes]:

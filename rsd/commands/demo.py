@@ -20,7 +20,7 @@ from rich.table import Table
 
 from rsd.commands import progress
 from rsd.commands.preflight import prepare_output
-from rsd.commands.status import document_of
+from rsd.commands.status import status_of
 from rsd.errors import UserError
 from rsd.hub import recipe, supervisor
 from rsd.settings import load, validate
@@ -92,7 +92,7 @@ def main(args: argparse.Namespace) -> int:
         end(simulator)
     if code == INTERRUPTED:
         return code
-    results = tell(out, settings)
+    results = render(out, settings)
     problems = compare(settings, results)
     out.print(f"\nResults, simulated: {escape(str(output))}  ({time.monotonic() - began:.0f} s)")
     out.print(f"Look at one: python daemon.py show IMAGE --output-dir {escape(str(output))}")
@@ -126,7 +126,7 @@ def end(simulator: subprocess.Popen[str]) -> None:
         simulator.stdout.close()
 
 
-def tell(out: Console, settings: Settings) -> list[dict[str, Any]]:
+def render(out: Console, settings: Settings) -> list[dict[str, Any]]:
     """Print a netlist and the table; returns all result documents."""
     output = Path(settings.output_dir)
     results = []
@@ -171,7 +171,7 @@ def tell(out: Console, settings: Settings) -> list[dict[str, Any]]:
 def compare(settings: Settings, results: list[dict[str, Any]]) -> list[str]:
     """Files against status and summary; what differs, in words."""
     output = Path(settings.output_dir)
-    images = document_of(state_dir(settings).resolve())["images"]
+    images = status_of(state_dir(settings).resolve()).images
     found: list[str] = []
     try:
         summary = msgspec.json.decode((output / "summary.json").read_bytes())["stats"]
@@ -182,17 +182,16 @@ def compare(settings: Settings, results: list[dict[str, Any]]) -> list[str]:
         if one != other:
             found.append(f"{what}: {one} and {other}")
 
-    for folder, name in (
-        ("high_quality", "high_quality_count"),
-        ("low_quality", "low_quality_count"),
-        ("failed", "failed_count"),
+    for folder, count in (
+        ("high_quality", images.high_quality),
+        ("low_quality", images.low_quality),
+        ("failed", images.failed),
     ):
         files = len(list((output / folder).glob("*.json")))
-        equal(f"{folder} files and status", files, images[folder])
-        equal(f"{folder} files and summary", files, summary[name])
-    parts = sum(images[name] for name in images if name != "seen")
-    equal("status seen and its sum", images["seen"], parts)
-    equal("status seen and summary", images["seen"], summary["total_samples"])
+        equal(f"{folder} files and status", files, count)
+        equal(f"{folder} files and summary", files, summary[f"{folder}_count"])
+    equal("status seen and its sum", images.seen, images.parts)
+    equal("status seen and summary", images.seen, summary["total_samples"])
     both = summary["high_quality_count"] + summary["low_quality_count"]
     equal("summary processed and its sum", summary["processed_samples"], both)
     pictures = [p for p in Path(settings.image_dir).iterdir() if p.suffix in (".png", ".jpg")]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import msgspec
 
 from rsd.errors import StateError
+from rsd.protocol.status import Status, decode
 from rsd.state import view
 from rsd.state.records import ImageRecord
 from rsd.state.transaction import Transaction
@@ -18,7 +18,7 @@ from rsd.system import runtime_dir
 from rsd.system.processes import same_process
 
 
-def last_word(state: Path) -> dict[str, Any] | None:
+def last_word(state: Path) -> Status | None:
     """What the hub wrote last, wherever it found room for it; None when that is not there or not
     whole (it is not fsynced). Raises StateError when it cannot be read.
     """
@@ -29,20 +29,18 @@ def last_word(state: Path) -> dict[str, Any] | None:
         pass
     except OSError as e:
         raise StateError(f"{state}/live.json: {e.strerror}") from None
-    found: list[dict[str, Any]] = []
-    for text in texts:
-        with contextlib.suppress(msgspec.DecodeError):
-            data = msgspec.json.decode(text)
-            if isinstance(data, dict) and data.get("schema") == "rsd.status/1" and "pid" in data:
-                data.setdefault("written_monotonic", 0.0)
-                found.append(data)
+    found = [status for text in texts if (status := decode(text)) is not None]
     return max(found, key=_order, default=None)
 
 
-def _order(document: dict[str, Any]) -> tuple[bool, float]:
+def lives(status: Status) -> bool:
+    """Whether the hub that wrote this is still running."""
+    return status.pid is not None and same_process(status.pid, status.created)
+
+
+def _order(status: Status) -> tuple[bool, float]:
     """Of a living hub before all others, then the latest."""
-    lives = same_process(int(document["pid"]), document.get("created"))
-    return lives, float(document["written_monotonic"])
+    return lives(status), status.written_monotonic
 
 
 def image_dir_of(state: Path, given: str) -> Path | None:
@@ -50,10 +48,10 @@ def image_dir_of(state: Path, given: str) -> Path | None:
     if given:
         return Path(given).resolve()
     try:
-        live = last_word(state) or {}
-        return Path(live["image_dir"])
-    except (StateError, KeyError, TypeError):
+        last = last_word(state)
+    except StateError:
         return None
+    return Path(last.image_dir) if last is not None and last.image_dir else None
 
 
 def find(txn: Transaction, name: str, image_dir: Path | None) -> ImageRecord | None:

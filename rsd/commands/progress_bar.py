@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import (
@@ -15,7 +13,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from rsd.commands.progress_lines import Lines, done_of, facts_of
+from rsd.commands.progress_lines import Lines, facts_of, starting
+from rsd.protocol.status import Status
 
 
 class Bar(Lines):
@@ -41,14 +40,14 @@ class Bar(Lines):
         """Leave the screen as it was."""
         self._screen.stop()
 
-    def show(self, document: dict[str, Any]) -> None:
+    def show(self, status: Status) -> None:
         """Take a status document."""
-        self.last = document
+        self.last = status
         self._screen.start()  # not before: it has a thread, and the hub forks until it has one
-        total = document["images"]["seen"] or None
-        self._bar.update(self._task, total=total, completed=done_of(document))
-        self._facts.plain = facts_of(document)
+        images = status.images
+        self._bar.update(self._task, total=images.seen or None, completed=images.ended)
+        self._facts.plain = "starting" if starting(status) else facts_of(status)
 
-    def say(self, line: str) -> None:
+    def print_line(self, line: str) -> None:
         """One line."""
         self._console.print(line, highlight=False, soft_wrap=True, markup=False)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any
 
+from rsd.protocol.status import Status
 from rsd.settings.fields import Settings
 
 #: Seconds between two progress lines when stderr is no terminal.
@@ -18,59 +18,63 @@ class Lines:
     live = False  #: whether it draws, so that log lines would spoil it
 
     def __init__(self) -> None:
-        self.last: dict[str, Any] | None = None
-        self._line_at = 0.0
+        self.last: Status | None = None
+        self._next_line: float | None = None  # monotonic
+        self._printed = False
 
     def close(self) -> None:
         """Leave the screen as it was; here nothing was drawn."""
 
-    def show(self, document: dict[str, Any]) -> None:
-        """Take a status document."""
-        self.last = document
-        if time.monotonic() - self._line_at >= LINE_SECONDS:
-            self._line_at = time.monotonic()
-            done, images = done_of(document), document["images"]
-            self.say(f"{done}/{images['seen']} images {facts_of(document)}")
+    def show(self, status: Status) -> None:
+        """Take a status document; the first line waits until there is something to report, but no
+        longer than the second would.
+        """
+        self.last = status
+        now = time.monotonic()
+        if self._next_line is None:
+            self._next_line = now + LINE_SECONDS if starting(status) else now
+        if now >= self._next_line or (not self._printed and not starting(status)):
+            self._next_line, self._printed = now + LINE_SECONDS, True
+            images = status.images
+            self.print_line(f"{images.ended}/{images.seen} images {facts_of(status)}")
 
-    def say(self, line: str) -> None:
+    def print_line(self, line: str) -> None:
         """One line."""
         print(line, file=sys.stderr, flush=True)
 
     def summarise(self, settings: Settings) -> None:
-        """The last word of a run."""
+        """The last lines of a run."""
         if self.last is None:
             return
-        images = self.last["images"]
-        self.say(
-            f"{images['high_quality']} high quality, {images['low_quality']} low quality, "
-            f"{images['failed']} failed, {images['duplicate']} duplicates, "
-            f"{images['queued'] + images['active']} open; "
-            f"{self.last['candidates']['generated']} candidates. Results: {settings.output_dir}"
+        images = self.last.images
+        self.print_line(
+            f"{images.high_quality} high quality, {images.low_quality} low quality, "
+            f"{images.failed} failed, {images.duplicate} duplicates, {images.open} open; "
+            f"{self.last.candidates.generated} candidates. Results: {settings.output_dir}"
         )
-        for reason in self.last["reasons"]:
-            self.say(f"  {reason}")
+        for reason in self.last.reasons:
+            self.print_line(f"  {reason}")
 
 
-def done_of(document: dict[str, Any]) -> int:
-    """Images that are at their end."""
-    images = document["images"]
-    return sum(int(images[k]) for k in images if k not in ("seen", "queued", "active"))
+def starting(status: Status) -> bool:
+    """Whether all that could be reported is that nothing was seen or reached yet."""
+    unknown = sum(e.state == "unknown" for e in status.endpoints)  # each is one of the reasons
+    return (not status.images.seen or unknown > 0) and len(status.reasons) <= unknown
 
 
-def facts_of(document: dict[str, Any]) -> str:
+def facts_of(status: Status) -> str:
     """Rate, quality, recent scores and time left, in a few words."""
-    images, rates = document["images"], document["rates"]
-    parts = [f"{images['high_quality']} high, {images['low_quality']} low"]
-    if images["failed"]:
-        parts.append(f"{images['failed']} failed")
-    if rates["images_per_second"]:
-        parts.append(f"{rates['images_per_second'] * 60:.1f}/min")
-    recent = [f"{r['score']:.0f}" for r in document["recent_scores"][-4:]]
-    if recent:
+    images = status.images
+    parts = [f"{images.high_quality} high, {images.low_quality} low"]
+    if images.failed:
+        parts.append(f"{images.failed} failed")
+    if status.rates.images_per_second:
+        parts.append(f"{60 * status.rates.images_per_second:.1f}/min")
+    if recent := [f"{r.score:.0f}" for r in status.recent_scores[-4:]]:
         parts.append("best " + " ".join(recent))
-    if document["eta_seconds"]:
-        minutes, seconds = divmod(int(document["eta_seconds"]), 60)
+    if status.eta_seconds:
+        minutes, seconds = divmod(int(status.eta_seconds), 60)
         parts.append(f"{minutes}:{seconds:02d} left")
-    if document["reasons"]:
-        parts.append(document["reasons"][0])
+    if status.reasons:
+        parts.append(status.reasons[0])
     return " · ".join(parts)

@@ -152,6 +152,7 @@ class Supervisor:
         self.once, self.state = once, state
         self.events: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
         self.brain = Brain(policy_of(settings, recipe, once=once))
+        self._view = self.brain.view(time.monotonic())  # as old as the last tick
         self.pool = Pool(
             deliver=lambda child, life, message: self.events.put(("said", child, life, message)),
             gone=lambda child, life: self.events.put(("gone", child, life)),
@@ -162,18 +163,19 @@ class Supervisor:
         )
         opening = opening_of(settings, recipe, state, life=os.urandom(8).hex())
         self.writer = self.pool.add("writer", "writer", targets.writer, (), from_writer_decoder)
-        self.writer_client = WriterClient(
-            opening, lambda message: self.pool.put(self.writer, message)
-        )
+        self.writer_client = WriterClient(opening, lambda m: self.pool.put(self.writer, m))
+        wake = partial(self.events.put, ("folder",))
+        self.folder = Folder(settings, self.writer_client.ask, wake, once=once, samples=samples)
         self.reporter = Reporter(
             settings,
             state,
+            self.writer_client,
             once=once,
+            watch=self.folder.status,
+            children=partial(processes, self.pool),
             on_progress=on_progress,
-            host_seen=lambda level, facts: self.events.put(("host", level, facts)),
+            host_seen=lambda *seen: self.events.put(("host", *seen)),
         )
-        wake = partial(self.events.put, ("folder",))
-        self.folder = Folder(settings, self.writer_client.ask, wake, once=once, samples=samples)
         self.requests = RetryRequests(state / "requests", self.writer_client.ask)
         self._heard: list[Event] = []  # not yet told to the brain
         self._signals = 0
@@ -342,7 +344,7 @@ class Supervisor:
             case WriterUp(stats=stats, dialects=dialects):
                 self.writer.ready = True
                 self.writer_client.opened(stats)
-                if not self.brain.started:
+                if not self.brain.view(time.monotonic()).started:
                     self._think(Started(backlog_high=stats.backlog_high, dialects=dialects))
                     self._decide()
                     if self._drain_until is None:
@@ -380,9 +382,10 @@ class Supervisor:
             self.pool.kill(self.writer)
         self._tend_folder()
         self.requests.look()
-        self.workers.retire(self.brain.dispatch.leases.idle_leavers())
+        self._view = self.brain.view(now)
+        self.workers.retire(list(self._view.idle_leavers))
         self._think(Tick(blocked=bool(self.writer_client.blocked)))
-        self._report(self.reporter.tick, now)
+        self.reporter.tick(self._view, now)
         if self._drain_until is not None:
             self._drained(now)
         elif self.once:
@@ -390,13 +393,13 @@ class Supervisor:
 
     def _tend_folder(self) -> None:
         self.folder.tend()
-        if self.brain.turn.unacknowledged < ARRIVALS_PAUSE:
+        if self.writer_client.unacknowledged < ARRIVALS_PAUSE:
             for event in self.folder.arrivals():
                 self._think(event)
 
     def _give_up_if_hopeless(self) -> None:
         """A pass has nobody who mends things meanwhile."""
-        if wrong := self.brain.dispatch.never_usable():
+        if wrong := self._view.never_usable:
             raise UserError(wrong)
         if wrong := self.workers.given_up():
             self._wrong = f"{wrong}; see the log. Nothing is lost: run again"
@@ -428,7 +431,7 @@ class Supervisor:
         self._think(DrainRequested())
 
     def _drained(self, now: float) -> None:
-        open_leases = self.brain.dispatch.leases.open
+        open_leases = self._view.open_leases
         settled = (
             self.writer_client.all_durable or bool(self.writer_client.blocked) or self.writer.fatal
         )
@@ -471,9 +474,6 @@ class Supervisor:
         secrets = keys_of(before) + keys_of(settings)  # calls with the old ones are still open
         logs.to_stderr_and_file(folder, settings.log_level, secrets)
 
-    def _report(self, how: Callable[..., None], now: float) -> None:
-        how(self.brain, self.writer_client, self.folder.status(now), processes(self.pool), now)
-
     # ---------------------------------------------------------------------------------------- stop
 
     def _stop(self, code: int) -> int:
@@ -507,5 +507,5 @@ class Supervisor:
                     self.pool.reap(child, time.monotonic())
                 case ("signal", _):
                     self._signals += 1
-        self._report(self.reporter.publish, time.monotonic())
+        self.reporter.publish(self.brain.view(now := time.monotonic()), now)
         return code

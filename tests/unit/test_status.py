@@ -12,9 +12,11 @@ import pytest
 
 from rsd import cli
 from rsd.commands import status
+from rsd.commands.status_table import span
 from rsd.errors import StateError
 from rsd.protocol.facts import ImageEnrolled, ImageSetAside, Numbered
-from rsd.protocol.vocabulary import image_id
+from rsd.protocol.status import ImageCounts, Status
+from rsd.protocol.vocabulary import Stats, image_id
 from rsd.settings import load
 from rsd.state.store import Store
 from rsd.state.transaction import Transaction
@@ -25,7 +27,7 @@ from rsd.writer.apply import Application
 
 #: Unix seconds at which everything here happens.
 NOW = 1_700_000_000.0
-#: Every key of `rsd.status/1` that SPEC section 4 promises, with what is inside.
+#: Every key of `rsd.status/1` that docs/contract.md promises, with what is inside.
 PROMISED: dict[str, tuple[str, ...]] = {
     "running": (),
     "pid": (),
@@ -45,7 +47,7 @@ PROMISED: dict[str, tuple[str, ...]] = {
     "rates": (),
     "eta_seconds": (),
     "bottleneck": (),
-    "throttle": ("level", "reason", "cpu_percent", "memory_percent", "disk_free_bytes"),
+    "throttle": ("level", "factor", "reason", "cpu_percent", "memory_percent", "disk_free_bytes"),
     "endpoints": (),
     "watch": ("path", "mode", "last_scan_age_seconds", "settling"),
 }
@@ -93,10 +95,8 @@ def make_store(state: Path, images: int, failed: int) -> None:
 
 def live(**fields: Any) -> dict[str, Any]:
     """A document as the hub of this very process would write it."""
-    document = status.stopped(
-        msgspec.convert({"seen": 3, "high_quality": 3}, status.Stats), {}, None
-    )
-    return document | {
+    document = status.stopped(Stats(seen=3, high_quality=3), None, None)
+    return as_json(document) | {
         "running": True,
         "pid": os.getpid(),
         "created": process_identity(os.getpid()),
@@ -107,6 +107,12 @@ def live(**fields: Any) -> dict[str, Any]:
         "output_dir": "/results",
         **fields,
     }
+
+
+def as_json(document: Status) -> dict[str, Any]:
+    """What others see of it."""
+    found: dict[str, Any] = json.loads(msgspec.json.encode(document))
+    return found
 
 
 def write_live(state: Path, **fields: Any) -> None:
@@ -129,17 +135,17 @@ def assert_promised(document: dict[str, Any]) -> None:
 
 def test_a_living_daemon_speaks_for_itself(tmp_path: Path) -> None:
     write_live(tmp_path)
-    document = status.document_of(tmp_path, NOW + 1)
-    assert (document["running"], document["health"]) == (True, "ok")
+    document = status.status_of(tmp_path, NOW + 1)
+    assert (document.running, document.health) == (True, "ok")
     assert status.code_of(document) == 0
-    assert status.code_of(document | {"health": "degraded"}) == 1
+    assert status.code_of(msgspec.structs.replace(document, health="degraded")) == 1
 
 
 def test_a_living_daemon_that_writes_nothing_is_degraded(tmp_path: Path) -> None:
     write_live(tmp_path, reasons=["grader down"])
-    document = status.document_of(tmp_path, NOW + 100)
-    assert document["health"] == "degraded"
-    assert document["reasons"] == ["the hub has not responded for 100 s", "grader down"]
+    document = status.status_of(tmp_path, NOW + 100)
+    assert document.health == "degraded"
+    assert document.reasons == ("the hub has not responded for 100 s", "grader down")
     assert status.code_of(document) == 1
 
 
@@ -147,14 +153,11 @@ def test_a_living_daemon_that_writes_nothing_is_degraded(tmp_path: Path) -> None
 def test_a_dead_or_recycled_pid_is_not_the_daemon(tmp_path: Path, who: dict[str, Any]) -> None:
     make_store(tmp_path, images=4, failed=2)
     write_live(tmp_path, cost=1.5, **who)
-    document = status.document_of(tmp_path, NOW)
-    assert_promised(document)
-    assert (document["running"], document["health"], document["pid"]) == (False, "stopped", None)
-    assert document["images"] == {
-        **dict.fromkeys(PROMISED["images"], 0),
-        **{"seen": 6, "queued": 4, "failed": 2},
-    }
-    assert (document["image_dir"], document["cost"]) == ("/images", 1.5)
+    document = status.status_of(tmp_path, NOW)
+    assert_promised(as_json(document))
+    assert (document.running, document.health, document.pid) == (False, "stopped", None)
+    assert document.images == ImageCounts(seen=6, queued=4, failed=2)
+    assert (document.image_dir, document.cost) == ("/images", 1.5)
     assert status.code_of(document) == 3
 
 
@@ -163,16 +166,16 @@ def test_without_a_document_the_store_is_counted(tmp_path: Path) -> None:
     for broken in (None, b"", b"{", b"[]", b'{"schema": "other"}'):
         if broken is not None:
             (tmp_path / "live.json").write_bytes(broken)
-        document = status.document_of(tmp_path, NOW)
-        assert_promised(document)
-        assert document["images"]["queued"] == 1
+        document = status.status_of(tmp_path, NOW)
+        assert_promised(as_json(document))
+        assert document.images.queued == 1
 
 
 def test_where_nothing_ran_nothing_is_counted(tmp_path: Path) -> None:
-    document = status.document_of(tmp_path / "state", NOW)
-    assert_promised(document)
-    assert document["images"]["seen"] == 0
-    assert "nothing has run here yet" in document["reasons"][0]
+    document = status.status_of(tmp_path / "state", NOW)
+    assert_promised(as_json(document))
+    assert document.images.seen == 0
+    assert "nothing has run here yet" in document.reasons[0]
     assert not (tmp_path / "state").exists()
 
 
@@ -181,10 +184,10 @@ def test_a_damaged_store_is_unreadable(tmp_path: Path) -> None:
     data = tmp_path / "lmdb" / "data.mdb"
     os.truncate(data, 12_000)  # its pages are gone: SIGBUS to whoever reads them
     with pytest.raises(StateError):
-        status.document_of(tmp_path, NOW)
+        status.status_of(tmp_path, NOW)
     data.write_bytes(b"no database at all" * 1000)
     with pytest.raises(StateError, match="cannot be opened as LMDB"):
-        status.document_of(tmp_path, NOW)
+        status.status_of(tmp_path, NOW)
 
 
 # --------------------------------------------------------------------------- command, exit codes
@@ -324,6 +327,7 @@ def test_the_screen_says_what_is_wrong(capsys: pytest.CaptureFixture[str], tmp_p
     }
     throttle = {
         "level": "reduced",
+        "factor": 0.25,
         "reason": "CPU at 97 %",
         "cpu_percent": 97.0,
         "memory_percent": 40.0,
@@ -348,7 +352,14 @@ def test_the_screen_says_what_is_wrong(capsys: pytest.CaptureFixture[str], tmp_p
             "http://[markup]/v1 o4-mini: quota",
         ),
         "3 times too fast, asked again in 4 min",
-        *("2/8 in flight", "reduced (CPU at 97 %)", "5.0 GiB free", "2 h left", "held by: quota"),
+        "reduced to 25 % of the normal number of requests (CPU at 97 %)",
+        *(
+            "2/8 in flight",
+            "reduced to 25 % of the normal number of requests (CPU at 97 %)",
+            "5.0 GiB free",
+            "2 h left",
+            "held by: quota",
+        ),
     ):
         assert words in text
 
@@ -357,4 +368,4 @@ def test_the_screen_says_what_is_wrong(capsys: pytest.CaptureFixture[str], tmp_p
     ("seconds", "text"), [(0, "0 s"), (119, "119 s"), (120, "2 min"), (7200, "2 h"), (2e5, "2 d")]
 )
 def test_durations(seconds: float, text: str) -> None:
-    assert status.span(seconds) == text
+    assert span(seconds) == text

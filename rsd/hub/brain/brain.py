@@ -40,6 +40,7 @@ from rsd.hub.brain.queue import Work, WorkKind
 from rsd.hub.brain.replies import candidates_of, grades_of
 from rsd.hub.brain.rounds import Rounds
 from rsd.hub.brain.turn import Turn
+from rsd.hub.brain.view import BrainView, view_of
 from rsd.protocol.dialects import adapt
 from rsd.protocol.facts import (
     CandidateGraded,
@@ -105,6 +106,11 @@ class Brain:
             self._take(event)
         self._move_on()
         return self.turn.out
+
+    def view(self, now: float) -> BrainView:
+        """All that others may see of it at `now`, in monotonic seconds; once per tick, no more."""
+        parts = self.dispatch, self.intake, self.turn
+        return view_of(*parts, now, started=self.started, draining=self.draining)
 
     def _take(self, event: Event) -> None:
         match event:

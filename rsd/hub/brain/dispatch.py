@@ -11,7 +11,7 @@ from rsd.hub.brain import leases
 from rsd.hub.brain.budgets import Budget
 from rsd.hub.brain.events import Assign, KillWorker, Log, Policy, Recall
 from rsd.hub.brain.leases import LeaseTable
-from rsd.hub.brain.limits import MISCONFIGURED, QUOTA, UNKNOWN, UP, EndpointLimit, pick_endpoint
+from rsd.hub.brain.limits import MISCONFIGURED, QUOTA, UNKNOWN, EndpointLimit, pick_endpoint
 from rsd.hub.brain.queue import Work, WorkKind
 from rsd.hub.brain.turn import Turn
 from rsd.protocol.dialects import initial_dialect
@@ -384,20 +384,3 @@ class Dispatcher:
             endpoint.observing = False
         else:
             endpoint.ended()
-
-    def never_usable(self) -> str:
-        """Why no endpoint of a role can ever answer: all are misconfigured and none ever did."""
-        for role in self.policy.roles:
-            found = self.of(role)
-            if found and all(e.state == MISCONFIGURED and not e.answered for e in found):
-                return f"{found[0].url}: {found[0].reason}"
-        return ""
-
-    def health(self) -> list[str]:
-        """What is wrong with the endpoints, one line each."""
-        names = {Role.GENERATE: "generator", Role.GRADE: "grader"}
-        return [
-            f"{names[e.role]} {e.url} {WORDS.get(e.state, e.state)}: {e.reason}".rstrip(": ")
-            for e in self.endpoints.values()
-            if e.state != UP
-        ]

@@ -23,6 +23,7 @@ from typing import Any
 
 import msgspec
 
+from rsd.protocol.status import ProcessStatus
 from rsd.system import signals
 from rsd.system.queues import WorkQueue
 
@@ -253,17 +254,17 @@ class Pool:
             del self.children[name]
 
 
-def processes(pool: Pool) -> list[dict[str, Any]]:
+def processes(pool: Pool) -> tuple[ProcessStatus, ...]:
     """Name, role, pid and state of every child, for the status."""
-    return [
-        {
-            "name": child.name,
-            "role": child.role,
-            "pid": child.pid,
-            "state": "fatal" if child.fatal else "up" if child.ready else "starting",
-        }
+    return tuple(
+        ProcessStatus(
+            name=child.name,
+            role=child.role,
+            pid=child.pid,
+            state="fatal" if child.fatal else "up" if child.ready else "starting",
+        )
         for child in pool.children.values()
-    ]
+    )
 
 
 def _single_threaded() -> bool:

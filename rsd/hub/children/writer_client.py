@@ -111,6 +111,11 @@ class WriterClient:
         self._send(Close())
 
     @property
+    def unacknowledged(self) -> int:
+        """Facts that are sent and not known to be durable."""
+        return len(self._facts)
+
+    @property
     def all_durable(self) -> bool:
         """Whether everything sent is durable."""
         return not self._facts

@@ -11,12 +11,12 @@ import queue
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from rsd.hub.brain.events import Event, FilesSeen, PathsGone, ScanDone
 from rsd.hub.folder.watcher import READY_SLICE, SLICE, Watcher
 from rsd.names import display_path
 from rsd.protocol.facts import ImageEnrolled, ImageGone
+from rsd.protocol.status import WatchStatus
 from rsd.protocol.vocabulary import FileStat
 from rsd.protocol.writer_talk import ComparePaths, ListPending, PathsCompared, PendingListed, Query
 from rsd.settings.fields import Settings
@@ -90,15 +90,15 @@ class Folder:
         else:
             self._watcher.listed(message.paths)
 
-    def status(self, now: float) -> dict[str, Any]:
+    def status(self, now: float) -> WatchStatus:
         """`watch` of the status document; `now` is monotonic."""
         scanned = self._watcher.scanned_at
-        return {
-            "path": display_path(os.fsencode(self._watcher.path)),
-            "mode": self._watcher.mode,
-            "last_scan_age_seconds": round(now - scanned, 1) if scanned is not None else None,
-            "settling": self._watcher.settling,
-        }
+        return WatchStatus(
+            path=display_path(os.fsencode(self._watcher.path)),
+            mode=self._watcher.mode,
+            last_scan_age_seconds=round(now - scanned, 1) if scanned is not None else None,
+            settling=self._watcher.settling,
+        )
 
     # ------------------------------------------------------------------------- on watcher's threads
 

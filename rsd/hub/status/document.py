@@ -1,15 +1,29 @@
-"""The status document `rsd.status/1` of a running daemon. Reads, decides nothing."""
+"""The status document of a running daemon, out of what its rooms know. Reads, decides nothing."""
 
 from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Any
+
+import msgspec
 
 from rsd import __version__
-from rsd.hub.brain.brain import Brain
-from rsd.hub.brain.limits import DOWN, MISCONFIGURED, QUOTA, UP, EndpointLimit
+from rsd.hub.brain.limits import DOWN, MISCONFIGURED, QUOTA
+from rsd.hub.brain.view import NAMES, BrainView, EndpointView
 from rsd.pricing import money, prices_of, spent
+from rsd.protocol.status import (
+    EndpointStatus,
+    InFlight,
+    ProcessStatus,
+    RecentScore,
+    Speeds,
+    Status,
+    ThrottleStatus,
+    WatchStatus,
+    candidate_counts,
+    image_counts,
+    token_counts,
+)
 from rsd.protocol.vocabulary import Role, Stats
 from rsd.settings.fields import Prices
 
@@ -36,157 +50,116 @@ class Gauge:
         while self.samples and self.samples[0][0] < now - RATE_WINDOW:
             self.samples.popleft()
 
-    def rates(self) -> dict[str, float]:
+    def rates(self) -> Speeds:
         """Per second: images ended, candidates generated, grades given."""
-        names = ("images_per_second", "candidates_per_second", "grades_per_second")
         if len(self.samples) < 2:
-            return dict.fromkeys(names, 0.0)
+            return Speeds()
         first, last = self.samples[0], self.samples[-1]
         span = max(last[0] - first[0], 1e-9)
-        return {
-            name: round(max(0, last[i] - first[i]) / span, 4) for i, name in enumerate(names, 1)
-        }
+        ended, generated, graded = (round(max(0, last[i] - first[i]) / span, 4) for i in (1, 2, 3))
+        return Speeds(
+            images_per_second=ended, candidates_per_second=generated, grades_per_second=graded
+        )
 
 
-def endpoint_view(endpoint: EndpointLimit, running: int, now: float) -> dict[str, Any]:
-    """One endpoint as `status` shows it; `running`: calls of its role that have a thread."""
-    return {
-        "role": "generator" if endpoint.role == Role.GENERATE else "grader",
-        "url": endpoint.url,
-        "model": endpoint.model,
-        "state": endpoint.state,
-        "reason": endpoint.reason,
-        "in_flight": min(endpoint.in_flight, running),
-        "limit": int(endpoint.limit),
-        "cap": endpoint.cap,
-        "answered": endpoint.answered,
-        "rate_limited": endpoint.rate_limited,
-        "waits_seconds": round(max(0.0, endpoint.cool_until - now, _probe_in(endpoint, now)), 1),
-    }
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """What the document holds beside the brain and the counters."""
 
-
-def _probe_in(endpoint: EndpointLimit, now: float) -> float:
-    return 0.0 if endpoint.state == UP else endpoint.probe_at - now
-
-
-def bottleneck(brain: Brain, blocked: str, level: str, now: float) -> str:
-    """What holds the line: `disk`, `host`, `quota`, `generator`, `grader`, `writer` or `input`."""
-    if blocked or brain.intake.refused:
-        return "disk"
-    if level == "paused":
-        return "host"
-    dispatch = brain.dispatch
-    for role, name in ((Role.GENERATE, "generator"), (Role.GRADE, "grader")):
-        endpoints = dispatch.of(role)
-        if endpoints and not any(e.usable for e in endpoints):
-            return "quota" if any(e.state == QUOTA for e in endpoints) else name
-    if brain.turn.full:
-        return "writer"
-    if dispatch.waiting(Role.GRADE) > dispatch.leases.slots(Role.GRADE):
-        return "grader"
-    if dispatch.waiting(Role.GENERATE) or dispatch.leases.in_flight(Role.GENERATE):
-        return "generator"
-    return "grader" if dispatch.leases.in_flight(Role.GRADE) else "input"
-
-
-def reasons(
-    brain: Brain,
-    blocked: str,
-    log_refused: str,
-    fatal: list[str],
-    host_reason: str,
-    refused: str,
-) -> list[str]:
-    """What is wrong, one line each, causes before effects; empty means healthy."""
-    found: list[str] = []
-    for disk in dict.fromkeys(r for r in (blocked, brain.intake.refused) if r):
-        found.append(f"disk: {disk}; nothing is lost, work waits")
-    if log_refused:
-        found.append(f"disk: {log_refused}; lines go to stderr only")
-    found += [f"{name} dies again and again (FATAL); see the log" for name in fatal]
-    found += brain.dispatch.health()
-    if host_reason and brain.dispatch.level == "paused":
-        found.append(f"paused: {host_reason}")
-    if refused:
-        found.append(refused)
-    return found
+    identity: Status  #: pid, times and folders
+    host: ThrottleStatus  #: the last look at the host
+    watch: WatchStatus
+    processes: tuple[ProcessStatus, ...]
+    recent: tuple[RecentScore, ...]
+    blocked: str  #: why the writer cannot write, "" when it can
+    log_refused: str  #: why the log file takes no lines
+    reload_refused: str  #: why the last reload was refused
 
 
 def document(
-    *,
-    brain: Brain,
-    stats: Stats,
-    prices: Prices,
-    gauge: Gauge,
-    now: float,
-    identity: dict[str, Any],
-    host: dict[str, Any],
-    watch: dict[str, Any],
-    blocked: str,
-    log_refused: str,
-    refused: str,
-    children: list[dict[str, Any]],
-    recent: list[dict[str, Any]],
-) -> dict[str, Any]:
-    """The whole document; `identity` holds pid, times and folders."""
-    dispatch = brain.dispatch
-    fatal = [child["name"] for child in children if child["state"] == "fatal"]
-    wrong = reasons(brain, blocked, log_refused, fatal, str(host.get("reason", "")), refused)
-    rates = gauge.rates()
-    left = stats.queued + stats.active
-    speed = rates["images_per_second"]
-    down = {DOWN, MISCONFIGURED, QUOTA}
-    return {
-        "schema": "rsd.status/1",
-        "running": True,
-        "version": __version__,
-        **identity,
-        "health": "degraded" if wrong else "ok",
-        "reasons": wrong,
-        "draining": brain.draining,
-        "images": {
-            "seen": stats.seen,
-            "queued": stats.queued,
-            "active": stats.active,
-            "high_quality": stats.high_quality,
-            "low_quality": stats.low_quality,
-            "failed": stats.failed,
-            "duplicate": stats.duplicate,
-            "withdrawn": stats.withdrawn,
-        },
-        "candidates": {
-            "generated": stats.generated,
-            "graded": stats.graded,
-            "ungraded": stats.generated - stats.graded,
-            "failed": stats.sample_failures,
-        },
-        "in_flight": {
-            "generate": dispatch.leases.running(Role.GENERATE),
-            "grade": dispatch.leases.running(Role.GRADE),
-        },
-        "retries": dispatch.delayed,
-        "tokens": {
-            "generator_input": stats.generator_input_tokens,
-            "generator_output": stats.generator_output_tokens,
-            "grader_input": stats.grader_input_tokens,
-            "grader_output": stats.grader_output_tokens,
-        },
-        "cost": money(spent(stats), prices_of(prices)),
-        "rates": rates,
-        "eta_seconds": round(left / speed, 1)
-        if speed > 0 and left
-        else (0.0 if not left else None),
-        "bottleneck": bottleneck(brain, blocked, dispatch.level, now),
-        "throttle": {"level": "paused" if dispatch.paused else dispatch.level, **host},
-        "endpoints": [
-            endpoint_view(e, dispatch.leases.running(e.role), now)
-            for e in dispatch.endpoints.values()
-        ],
-        "endpoints_down": sum(e.state in down for e in dispatch.endpoints.values()),
-        "watch": watch,
-        "processes": children,
-        "deferred": brain.intake.deferred,
-        "unacknowledged_facts": brain.turn.unacknowledged,
-        "results_pending": stats.outbox,
-        "recent_scores": recent,
-    }
+    view: BrainView, stats: Stats, prices: Prices, rates: Speeds, around: Surroundings
+) -> Status:
+    """The whole document."""
+    wrong = reasons(view, around)
+    return msgspec.structs.replace(
+        around.identity,
+        running=True,
+        version=__version__,
+        health="degraded" if wrong else "ok",
+        reasons=tuple(wrong),
+        draining=view.draining,
+        images=image_counts(stats),
+        candidates=candidate_counts(stats),
+        in_flight=InFlight(
+            generate=view.roles[Role.GENERATE].running, grade=view.roles[Role.GRADE].running
+        ),
+        retries=view.delayed,
+        tokens=token_counts(stats),
+        cost=money(spent(stats), prices_of(prices)),
+        rates=rates,
+        eta_seconds=time_left(stats.queued + stats.active, rates.images_per_second),
+        bottleneck=view.bottleneck(around.blocked),
+        throttle=throttle_status(view, around),
+        endpoints=tuple(endpoint_status(e, view.roles[e.role].running) for e in view.endpoints),
+        endpoints_down=sum(e.state in (DOWN, MISCONFIGURED, QUOTA) for e in view.endpoints),
+        watch=around.watch,
+        processes=around.processes,
+        deferred=view.deferred,
+        unacknowledged_facts=view.unacknowledged,
+        results_pending=stats.outbox,
+        recent_scores=around.recent,
+    )
+
+
+def reasons(view: BrainView, around: Surroundings) -> list[str]:
+    """What is wrong, one line each, causes before effects; empty means healthy."""
+    found: list[str] = []
+    for disk in dict.fromkeys(r for r in (around.blocked, view.spool_refused) if r):
+        found.append(f"disk: {disk}; nothing is lost, work waits")
+    if around.log_refused:
+        found.append(f"disk: {around.log_refused}; lines go to stderr only")
+    for process in around.processes:
+        if process.state == "fatal":
+            found.append(f"{process.name} dies again and again (FATAL); see the log")
+        elif process.state == "silent":
+            found.append(f"{process.name} does not answer")
+    found += [e.trouble for e in view.endpoints if e.trouble]
+    if around.host.reason and view.level == "paused":
+        found.append(f"paused: {around.host.reason}")
+    if around.reload_refused:
+        found.append(around.reload_refused)
+    return found
+
+
+def time_left(images: int, speed: float) -> float | None:
+    """Seconds for so many images at so many a second; None when nobody can say."""
+    if not images:
+        return 0.0
+    return round(images / speed, 1) if speed > 0 else None
+
+
+def throttle_status(view: BrainView, around: Surroundings) -> ThrottleStatus:
+    """The level and the share of calls that are in force, and why."""
+    return msgspec.structs.replace(
+        around.host,
+        level="paused" if view.paused else view.level,
+        factor=round(view.factor, 3),
+        reason=around.host.reason or (around.blocked if view.paused else ""),
+    )
+
+
+def endpoint_status(endpoint: EndpointView, running: int) -> EndpointStatus:
+    """One endpoint; `running`: calls of its role that have a thread."""
+    return EndpointStatus(
+        role=NAMES[endpoint.role],
+        url=endpoint.url,
+        model=endpoint.model,
+        state=endpoint.state,
+        reason=endpoint.reason,
+        in_flight=min(endpoint.in_flight, running),
+        limit=endpoint.limit,
+        cap=endpoint.cap,
+        answered=endpoint.answered,
+        rate_limited=endpoint.rate_limited,
+        waits_seconds=round(endpoint.waits, 1),
+    )

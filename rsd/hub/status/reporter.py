@@ -9,16 +9,16 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
-from rsd.hub.brain.brain import Brain
 from rsd.hub.brain.events import Ended
+from rsd.hub.brain.view import BrainView
 from rsd.hub.children.writer_client import WriterClient
 from rsd.hub.status import host, systemd, throttle
-from rsd.hub.status.document import RECENT_SCORES, Gauge, document
+from rsd.hub.status.document import RECENT_SCORES, Gauge, Surroundings, document
 from rsd.names import display_path
+from rsd.protocol.status import ProcessStatus, RecentScore, Status, ThrottleStatus, WatchStatus
 from rsd.settings.fields import Settings
 from rsd.system import logs, processes, runtime_dir
 from rsd.system.files import write_atomically
@@ -28,7 +28,7 @@ log = logging.getLogger("rsd")
 #: Seconds between two writings of live.json, and between two looks at the host.
 LIVE_SECONDS, HOST_SECONDS = 2.0, 2.0
 
-Progress = Callable[[dict[str, Any]], None]
+Progress = Callable[[Status], None]
 
 
 class Reporter:
@@ -38,22 +38,26 @@ class Reporter:
         self,
         settings: Settings,
         state: Path,
+        writer_client: WriterClient,
         *,
         once: bool,
+        watch: Callable[[float], WatchStatus],
+        children: Callable[[], tuple[ProcessStatus, ...]],
         on_progress: Progress | None,
-        host_seen: Callable[[str, dict[str, Any]], None],
+        host_seen: Callable[[str, ThrottleStatus], None],
     ) -> None:
         self.settings = settings
         self.state = state
         self.notifier = systemd.Notifier()
         self.throttle = throttle.Throttle(settings.throttle)
-        self.host: dict[str, Any] = {}
+        self.host = ThrottleStatus()
         self.refused = ""  #: why the last reload was, "" when it was not
+        self._writer_client, self._watch, self._children = writer_client, watch, children
         self._once = once
         self._on_progress = on_progress
         self._host_seen = host_seen
         self._gauge = Gauge()
-        self._recent: deque[dict[str, Any]] = deque(maxlen=RECENT_SCORES)
+        self._recent: deque[RecentScore] = deque(maxlen=RECENT_SCORES)
         self._started_wall, self._started = time.time(), time.monotonic()
         self._next_live = self._next_feed = 0.0
         self._elsewhere: Path | None = None  # where the last document is, if not in the state
@@ -80,70 +84,56 @@ class Reporter:
             log.warning("%s: %s (%s)", name, ended.status, ended.reason)
         else:
             log.info("%s: %s quality, best score %.1f", name, ended.status, ended.score)
-            self._recent.append({"image": name, "score": ended.score, "quality": ended.status})
+            self._recent.append(RecentScore(image=name, score=ended.score, quality=ended.status))
 
-    def tick(
-        self,
-        brain: Brain,
-        writer_client: WriterClient,
-        watch: dict[str, Any],
-        children: list[dict[str, Any]],
-        now: float,
-    ) -> None:
+    def tick(self, view: BrainView, now: float) -> None:
         """Publish and feed the systemd watchdog when it is time; `now` is monotonic."""
         if now >= self._next_live:
             self._next_live = now + LIVE_SECONDS
-            self.publish(brain, writer_client, watch, children, now)
+            self.publish(view, now)
         feed = self.notifier.watchdog_seconds
-        if feed and now >= self._next_feed and writer_client.responsive(now):
+        if feed and now >= self._next_feed and self._writer_client.responsive(now):
             self._next_feed = now + feed / 3
             self.notifier.watchdog()
 
-    def publish(
-        self,
-        brain: Brain,
-        writer_client: WriterClient,
-        watch: dict[str, Any],
-        children: list[dict[str, Any]],
-        now: float,
-    ) -> None:
-        """Write the status document and say it in one line to systemd."""
-        self._gauge.note(now, writer_client.stats)
-        published = document(
-            brain=brain,
-            stats=writer_client.stats,
-            prices=self.settings.prices,
-            gauge=self._gauge,
-            now=now,
-            identity={
-                "pid": os.getpid(),
-                "created": processes.process_identity(os.getpid()),
-                "written": time.time(),
-                "written_monotonic": now,
-                "started": self._started_wall,
-                "uptime_seconds": round(now - self._started, 1),
-                "image_dir": str(Path(self.settings.image_dir).resolve()),
-                "output_dir": str(Path(self.settings.output_dir).resolve()),
-                "state_dir": str(self.state),
-                "once": self._once,
-            },
+    def publish(self, view: BrainView, now: float) -> None:
+        """Write the status document, and its essence as systemd's status line."""
+        stats = self._writer_client.stats
+        self._gauge.note(now, stats)
+        around = Surroundings(
+            identity=self._identity(now),
             host=self.host,
-            watch=watch,
-            blocked=writer_client.blocked,
+            watch=self._watch(now),
+            processes=self._children(),
+            recent=tuple(self._recent),
+            blocked=self._writer_client.blocked,
             log_refused=logs.refused(),
-            refused=self.refused,
-            children=children,
-            recent=list(self._recent),
+            reload_refused=self.refused,
         )
-        self._leave(msgspec.json.encode(published))
-        images = published["images"]
-        done = images["high_quality"] + images["low_quality"]
+        status = document(view, stats, self.settings.prices, self._gauge.rates(), around)
+        self._leave(msgspec.json.encode(status))
+        images = status.images
         self.notifier.status(
-            f"{published['health']}: {done} done, {images['queued'] + images['active']} to do, "
-            f"{images['failed']} failed" + "".join(f"; {r}" for r in published["reasons"][:1])
+            f"{status.health}: {images.high_quality + images.low_quality} done, "
+            f"{images.open} to do, {images.failed} failed"
+            + "".join(f"; {reason}" for reason in status.reasons[:1])
         )
         if self._on_progress is not None:
-            self._on_progress(published)
+            self._on_progress(status)
+
+    def _identity(self, now: float) -> Status:
+        return Status(
+            pid=os.getpid(),
+            created=processes.process_identity(os.getpid()),
+            written=time.time(),
+            written_monotonic=now,
+            started=self._started_wall,
+            uptime_seconds=round(now - self._started, 1),
+            image_dir=str(Path(self.settings.image_dir).resolve()),
+            output_dir=str(Path(self.settings.output_dir).resolve()),
+            state_dir=str(self.state),
+            once=self._once,
+        )
 
     def _leave(self, data: bytes) -> None:
         """In the state directory; where the pointer is, as long as that directory is full."""
@@ -169,10 +159,11 @@ class Reporter:
             wait = HOST_SECONDS
             sample = host.sample(paths)
             level, reason = self.throttle.level(sample, time.monotonic())
-            facts = {
-                "reason": reason,
-                "cpu_percent": sample.cpu_percent,
-                "memory_percent": sample.memory_percent,
-                "disk_free_bytes": sample.disk_free_bytes,
-            }
+            facts = ThrottleStatus(
+                level=level,
+                reason=reason,
+                cpu_percent=sample.cpu_percent,
+                memory_percent=sample.memory_percent,
+                disk_free_bytes=sample.disk_free_bytes,
+            )
             self._host_seen(level, facts)
