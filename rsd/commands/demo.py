@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 from rich import box
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -31,6 +32,8 @@ from rsd.simulator.server import samples_folder
 START_SECONDS = 30.0
 #: Seconds that it may take to end.
 STOP_SECONDS = 10.0
+#: Cells of the table beside the file's name, and characters of `_<id>.json` at the name's end.
+OTHER_COLUMNS, TAIL = 44, 18
 #: Exit code of a run that Ctrl-C ended.
 INTERRUPTED = 130
 #: Mean seconds of a simulated call: enough to watch the progress bar.
@@ -94,8 +97,10 @@ def main(args: argparse.Namespace) -> int:
         return code
     results = render(out, settings)
     problems = compare(settings, results)
-    out.print(f"\nResults, simulated: {escape(str(output))}  ({time.monotonic() - began:.0f} s)")
-    out.print(f"Look at one: python daemon.py show IMAGE --output-dir {escape(str(output))}")
+    took = f"{time.monotonic() - began:.0f} s"
+    where = escape(str(output))
+    out.print(f"\nResults, simulated: {where}  ({took})", soft_wrap=True)
+    out.print(f"Look at one: python daemon.py show IMAGE --output-dir {where}", soft_wrap=True)
     for problem in problems:
         out.print(f"[red]wrong[/] {escape(problem)}")
     if not problems:
@@ -138,7 +143,7 @@ def render(out: Console, settings: Settings) -> list[dict[str, Any]]:
         pad_edge=False,
         show_edge=False,
     )
-    table.add_column("file", overflow="fold")
+    table.add_column("file", no_wrap=True, min_width=4 + TAIL)
     for name in ("best", "quality", "prompt", "T", "top_p", "top_k"):
         table.add_column(name, no_wrap=True)
     for folder in ("high_quality", "low_quality"):
@@ -148,7 +153,7 @@ def render(out: Console, settings: Settings) -> list[dict[str, Any]]:
             best = document["best_result"]
             params = best["params"]
             table.add_row(
-                escape(path.name),
+                escape(shortened(path.name, out.width - OTHER_COLUMNS)),
                 f"{best['score']:.1f}",
                 document["quality"],
                 best["prompt_key"],
@@ -166,6 +171,17 @@ def render(out: Console, settings: Settings) -> list[dict[str, Any]]:
         out.print()
     out.print(table)
     return results
+
+
+def shortened(name: str, width: int) -> str:
+    """A result file's name in so many cells of a terminal, or in as many as its id and three more
+    need: what is left out is the end of the image's name.
+    """
+    tail = name[-TAIL:]
+    room = max(3, width - cell_len(tail) - 1)
+    if cell_len(name) <= room + 1 + cell_len(tail):
+        return name
+    return set_cell_size(name[:-TAIL], room).rstrip() + "…" + tail
 
 
 def compare(settings: Settings, results: list[dict[str, Any]]) -> list[str]:

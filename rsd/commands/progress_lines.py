@@ -70,7 +70,8 @@ def facts_of(status: Status) -> str:
         parts.append(f"{images.failed} failed")
     if status.rates.images_per_second:
         parts.append(f"{60 * status.rates.images_per_second:.1f}/min")
-    if recent := [f"{r.score:.0f}" for r in status.recent_scores[-4:]]:
+    done = images.high_quality + images.low_quality  # counts only what is durable
+    if recent := [f"{r.score:.0f}" for r in status.recent_scores[-4:] if done]:
         parts.append("best " + " ".join(recent))
     if status.eta_seconds:
         minutes, seconds = divmod(int(status.eta_seconds), 60)

@@ -9,7 +9,9 @@ from typing import Any
 
 import msgspec
 import pytest
+from rich.cells import cell_len
 
+from rsd.commands.demo import TAIL, shortened
 from rsd.commands.progress_lines import Lines, starting
 from rsd.commands.status import status_of, stopped
 from rsd.commands.status_table import load_words, process_words
@@ -161,3 +163,18 @@ def test_what_is_wrong_at_the_start_is_reported_at_once(capsys: pytest.CaptureFi
     full = msgspec.structs.replace(full, reasons=("disk: full", UNREACHED))
     Lines().show(full)
     assert "disk: full" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "shown"),
+    [
+        ("short_0123456789ab.json", 36, "short_0123456789ab.json"),
+        ("a" * 18 + "_0123456789ab.json", 36, "a" * 18 + "_0123456789ab.json"),
+        ("a" * 19 + "_0123456789ab.json", 36, "a" * 17 + "…_0123456789ab.json"),
+        ("电路图" * 9 + "_0123456789ab.json", 36, "电路图电路图电路…_0123456789ab.json"),
+        ("a" * 50 + "_0123456789ab.json", 5, "aaa…_0123456789ab.json"),
+    ],
+)
+def test_a_long_name_stays_one_line_with_its_id(name: str, width: int, shown: str) -> None:
+    assert shortened(name, width) == shown
+    assert cell_len(shown) <= max(width, 4 + TAIL)
