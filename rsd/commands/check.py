@@ -11,10 +11,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 from rich.console import Console
 from rich.markup import escape
 
 from rsd.commands import flags
+from rsd.commands.isolated import isolated
 from rsd.commands.preflight import prepare_output
 from rsd.commands.status import status_of
 from rsd.errors import ErrorClass, StateError, UserError
@@ -30,18 +32,20 @@ from rsd.protocol.tasks import (
     GradeCandidates,
     Graded,
     Probe,
-    Probed,
+    ProbeSampling,
 )
 from rsd.protocol.vocabulary import ImageInfo, Recipe, RequestDialect, Role, SamplingParams, Usage
 from rsd.settings.fields import Settings, state_dir
 from rsd.simulator.server import samples_folder
 from rsd.state.store import refuse_network
 from rsd.system.files import filesystem_type
-from rsd.workers import generator, grader, images
+from rsd.workers import generator, grader
 from rsd.workers.api.client import Client
 from rsd.workers.api.replies import CallFailed
-from rsd.workers.pictures import Pictures
-from rsd.workers.probes import probe
+from rsd.workers.memory import MemoryLimit
+from rsd.workers.pictures import SpooledPictures
+from rsd.workers.prepare import spooled
+from rsd.workers.probes import probe, probe_sampling
 
 #: Adaptations of a request's dialect that are tried before giving up.
 ADAPTATIONS = 6
@@ -136,13 +140,24 @@ def list_images(folder: Path) -> list[bytes]:
     return sorted(found)
 
 
+def decode(spool: Path, configuration: Configure, folder: bytes, path: bytes) -> bytes:
+    """The info of a picture that is in the spool now, as JSON; runs in a process of its own. Raises
+    UserError.
+    """
+    MemoryLimit(0).allow(configuration.decode_bytes)
+    try:
+        return msgspec.json.encode(spooled(configuration, folder, path))
+    except CallFailed as e:
+        raise UserError(e.error.message) from None
+
+
 class Trial:
-    """One picture through the code that the workers run, in this process."""
+    """One picture through the code that the workers run; it is decoded in a process of its own."""
 
     def __init__(self, settings: Settings, recipe: Recipe, spool: Path) -> None:
         self.settings, self.recipe, self.spool = settings, recipe, spool
         self.policy = policy_of(settings, recipe, once=True)
-        self.pictures = Pictures()
+        self.pictures = SpooledPictures(spool)
         self.answer = "A --> B"
         self.info: ImageInfo | None = None
         self.spent: dict[Role, Usage] = {}
@@ -153,48 +168,52 @@ class Trial:
 
     def prepare(self, pictures: list[bytes]) -> tuple[str, ImageInfo]:
         """The first acceptable picture of the folder, else a sample. Raises UserError."""
-        configuration = configure_of(self.settings, Role.GENERATE)
-        limits = images.Limits(
-            max_pixels=configuration.max_pixels,
-            max_file_bytes=configuration.max_file_bytes,
-            min_side=configuration.min_side,
-            max_aspect=configuration.max_aspect,
-            background=configuration.background,
+        configuration = msgspec.structs.replace(
+            configure_of(self.settings, Role.GENERATE),
+            endpoints=(),  # no key for whoever decodes
+            spool_dir=str(self.spool),
+            pictures="data",
         )
         samples = os.fsencode(samples_folder())
         tried = [(configuration.image_dir, path) for path in pictures[:20]]
         tried.append((samples, b"block_simple.png"))
         why = ""
         for folder, path in tried:
+            name = os.fsdecode(path)
             try:
-                self.info = images.prepare(folder, path, self.spool, limits, lambda: None)
-            except images.BadImage as e:
-                why = why or f"{os.fsdecode(path)}: {e.error.message}"
+                found = isolated(
+                    decode, self.spool, configuration, folder, path, died="it killed its decoder"
+                )
+            except (UserError, StateError) as e:
+                why = why or f"{name}: {e}"
                 continue
-            return os.fsdecode(path), self.info
+            self.info = msgspec.json.decode(found, type=ImageInfo)
+            return name, self.info
         raise UserError(f"no acceptable picture ({why})")
 
     def endpoint(self, role: Role, url: str) -> list[tuple[bool | None, str, str]]:
         """Models, credit and sampling of one endpoint, then one real call; None: a warning."""
         word = "generator" if role is Role.GENERATE else "grader"
         configuration = configure_of(self.settings, role)
-        me: Any = _Here(configuration, self.pictures, self.spool)
+        me: Any = _Here(configuration, self.pictures)
         wanted = self.policy.roles[role].model
         dialect = initial_dialect(wanted, role)
         found: list[tuple[bool | None, str, str]] = []
         try:
-            task = Probe(
-                endpoint=url, model=wanted, sampling=role is Role.GENERATE, dialect=dialect
-            )
-            answer: Probed = probe(me, 1, task)
+            task = Probe(endpoint=url, model=wanted, completion=False, dialect=dialect)
+            answer = probe(me, 1, task)
+            warning = answer.warning
+            if role is Role.GENERATE:
+                sampling = ProbeSampling(endpoint=url, model=answer.model, dialect=dialect)
+                warning = warning or probe_sampling(me, 1, sampling).warning
         except CallFailed as e:
             return [(False, f"{word} {url}", f"{e.error.error.value}: {e.error.message}")]
         length = f", context {answer.max_model_len}" if answer.max_model_len else ""
         served = ", ".join(answer.models[:8]) + (", ..." if len(answer.models) > 8 else "")
         listed = f"; serves {served}" if served not in ("", answer.model) else ""
         found.append((True, f"{word} {url}", f"{answer.model}{length}{listed}"))
-        if answer.warning:
-            found.append((None, f"{word} sampling", answer.warning))
+        if warning:
+            found.append((None, f"{word} sampling", warning))
         try:
             found.append((True, f"{word} call", self._call(me, role, url, answer.model, dialect)))
         except CallFailed as e:
@@ -298,11 +317,9 @@ class Trial:
 class _Here(SimpleNamespace):
     """What the workers' functions need of a worker process."""
 
-    def __init__(self, configuration: Configure, pictures: Pictures, spool: Path) -> None:
+    def __init__(self, configuration: Configure, pictures: SpooledPictures) -> None:
         clients = {e.url: Client(e, 1) for e in configuration.endpoints}
-        super().__init__(
-            configuration=configuration, pictures=pictures, spool=spool, client=clients.__getitem__
-        )
+        super().__init__(configuration=configuration, pictures=pictures, client=clients.__getitem__)
 
 
 def _tokens(usage: Usage) -> str:

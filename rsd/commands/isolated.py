@@ -1,12 +1,14 @@
-"""Work on a state in a process of its own, so that a damaged state cannot end the command.
+"""Work on what may be damaged in a process of its own, so that it cannot end the command.
 
 The store is a memory map: pages missing from a file that was cut short, or that a full disk cannot
-give, are SIGBUS to whoever touches them.
+give, are SIGBUS to whoever touches them. A picture may kill its decoder, or try to read the memory
+around it: a spawned process holds no key.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import sys
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -18,15 +20,22 @@ from rsd.errors import StateError, UserError
 _FOUND, _USER, _STATE = b"+", b"u", b"s"
 
 
-def isolated(work: Callable[..., bytes], state: Path, *arguments: Any) -> bytes:
-    """What `work(state, *arguments)` returns. `work` is a function of a module.
+def isolated(
+    work: Callable[..., bytes], place: Path, *arguments: Any, died: str | None = None
+) -> bytes:
+    """What `work(place, *arguments)` returns. `work` is a function of a module.
 
-    Raises its UserError or StateError, and StateError for every other end that it finds.
+    Raises its UserError or StateError, and StateError for every other end that it finds; `died` is
+    its text when the process ends without a word.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
-    child = context.Process(target=_tell, args=(theirs, work, state, arguments), daemon=True)
-    child.start()
+    child = context.Process(target=_answer, args=(theirs, work, place, arguments), daemon=True)
+    words, sys.argv = sys.argv, sys.argv[:1]  # it gets a copy, and flags may hold keys
+    try:
+        child.start()
+    finally:
+        sys.argv = words
     theirs.close()
     try:
         answer = ours.recv_bytes()
@@ -39,17 +48,19 @@ def isolated(work: Callable[..., bytes], state: Path, *arguments: Any) -> bytes:
         return text
     if kind == _USER:
         raise UserError(text.decode())
-    raise StateError(text.decode() or f"{state}/lmdb: is damaged, or its disk is full")
+    raise StateError(
+        text.decode() or died or f"{place}/lmdb: is damaged, or its disk is full",
+    )
 
 
-def _tell(pipe: Connection, work: Callable[..., bytes], state: Path, arguments: Any) -> None:
+def _answer(pipe: Connection, work: Callable[..., bytes], place: Path, arguments: Any) -> None:
     try:
-        answer = _FOUND + work(state, *arguments)
+        answer = _FOUND + work(place, *arguments)
     except UserError as e:
         answer = _USER + str(e).encode("utf-8", "backslashreplace")
     except StateError as e:
         answer = _STATE + str(e).encode("utf-8", "backslashreplace")
     except Exception as e:  # LMDB's and the decoder's own errors: all mean the same here
-        text = f"{state}: {type(e).__name__}: {e}"
+        text = f"{place}: {type(e).__name__}: {e}"
         answer = _STATE + text.encode("utf-8", "backslashreplace")
     pipe.send_bytes(answer)

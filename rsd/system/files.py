@@ -15,8 +15,8 @@ from rsd.system.failpoints import failpoint
 
 #: Suffix of every file that is not finished yet; swept when the writer starts.
 TEMPORARY = ".rsd-tmp"
-#: Suffix of a prepared picture in the spool: its data URL.
-ENCODED = ".url"
+#: Suffixes of a prepared picture in the spool: its data URL, and that of the picture at half size.
+ENCODED, HALVED = ".url", ".half.url"
 
 
 def write_atomically(

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import time
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
 from rsd.errors import ErrorClass
 from rsd.protocol.dialects import token_cap
-from rsd.protocol.tasks import Completion, Generate, Generated, LeaseId, Prepare, to_worker_decoder
+from rsd.protocol.tasks import (
+    HALF,
+    WHOLE,
+    Completion,
+    Generate,
+    Generated,
+    LeaseId,
+    Prepare,
+    to_worker_decoder,
+)
 from rsd.system import signals
 from rsd.system.failpoints import failpoint
 from rsd.system.queues import Mailbox
@@ -18,6 +28,7 @@ from rsd.workers.api.client import chat_body
 from rsd.workers.api.replies import CallFailed, Reply
 from rsd.workers.api.transport import Body, Piece
 from rsd.workers.channel import Channel
+from rsd.workers.pictures import SpooledPictures
 from rsd.workers.prepare import prepare
 from rsd.workers.probes import HANDLERS
 from rsd.workers.worker import Worker
@@ -30,7 +41,9 @@ def main(inbox: Connection, outbox: Connection, name: str, slots: int) -> None:
     """Entry of the process: `slots` threads call, one prepares pictures."""
     signals.ignore()
     channel: Channel = Mailbox(inbox, outbox, to_worker_decoder)
-    Worker(channel, slots, HANDLERS | {Prepare: prepare, Generate: generate}).run()
+    Worker(
+        channel, SpooledPictures(), slots, HANDLERS | {Prepare: prepare, Generate: generate}
+    ).run()
 
 
 def generate(worker: Worker, lease: LeaseId, task: Generate) -> Generated:
@@ -61,9 +74,10 @@ def ask(worker: Worker, task: Generate) -> Reply:
     def body(url: Piece | None, uuid: str = "") -> Body:
         return chat_body(task.model, url, task.prompt, sent, detail=detail, uuid=uuid)
 
-    path = worker.spool / task.sha256
-    # Not there: it was prepared before the setting changed.
-    if configuration.pictures == "file" and not task.reduced and path.exists():
+    path: Path | None = None
+    if configuration.pictures == "file" and not task.reduced:
+        path = worker.pictures.file(task.sha256, sent_bytes=task.sent_bytes)
+    if path is not None:
         try:
             return client.chat(body(path.resolve().as_uri().encode()))
         except CallFailed as e:
@@ -73,7 +87,9 @@ def ask(worker: Worker, task: Generate) -> Reply:
                 e.error, error=ErrorClass.MISCONFIGURED, reason="no_local_files"
             )
             raise CallFailed(error) from None
-    url, uuid = worker.pictures.get(worker.spool, task.sha256, reduced=task.reduced)
+    url, uuid = worker.pictures.get(
+        task.sha256, variant=HALF if task.reduced else WHOLE, sent_bytes=task.sent_bytes
+    )
     if not uuid:
         return client.chat(body(url))
     if uuid in client.holds:

@@ -9,7 +9,15 @@ from typing import Any
 
 from rsd.errors import ErrorClass
 from rsd.protocol.dialects import is_reasoning, token_cap
-from rsd.protocol.tasks import GradeCandidates, Graded, GradeGiven, LeaseId, to_worker_decoder
+from rsd.protocol.tasks import (
+    HALF,
+    WHOLE,
+    GradeCandidates,
+    Graded,
+    GradeGiven,
+    LeaseId,
+    to_worker_decoder,
+)
 from rsd.protocol.vocabulary import CallError
 from rsd.system import signals
 from rsd.system.failpoints import failpoint
@@ -20,6 +28,7 @@ from rsd.workers.api.replies import CallFailed, Reply
 from rsd.workers.channel import Channel
 from rsd.workers.grading import scores
 from rsd.workers.grading.question import ONLY, Question, ask, response_format
+from rsd.workers.pictures import SpooledPictures
 from rsd.workers.probes import HANDLERS
 from rsd.workers.worker import Worker
 
@@ -30,13 +39,15 @@ def main(inbox: Connection, outbox: Connection, name: str, slots: int) -> None:
     """Entry of the process: `slots` threads call."""
     signals.ignore()
     channel: Channel = Mailbox(inbox, outbox, to_worker_decoder)
-    Worker(channel, slots, HANDLERS | {GradeCandidates: judge}).run()
+    Worker(channel, SpooledPictures(), slots, HANDLERS | {GradeCandidates: judge}).run()
 
 
 def judge(worker: Worker, lease: LeaseId, task: GradeCandidates) -> Graded:
     """One grading call. Raises CallFailed."""
     question = ask(task)
-    url, _ = worker.pictures.get(worker.spool, task.sha256, reduced=task.reduced)
+    url, _ = worker.pictures.get(
+        task.sha256, variant=HALF if task.reduced else WHOLE, sent_bytes=task.sent_bytes
+    )
     detail = "detail" not in task.dialect.drop
     body = chat_body(task.model, url, question.text, parameters(task, question), detail=detail)
     reply = worker.client(task.endpoint).chat(body)

@@ -6,24 +6,24 @@ for a damaged PNG and answers 200. Bytes that are acceptable as they are go thro
 
 from __future__ import annotations
 
-import base64
 import errno
 import hashlib
 import io
 import os
 import stat
-import tempfile
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from PIL import Image, ImageChops, ImageFile, ImageOps, UnidentifiedImageError
 
 from rsd.errors import ErrorClass
+from rsd.protocol.tasks import HALF, WHOLE
 from rsd.protocol.vocabulary import CallError, ImageInfo
-from rsd.system.files import ENCODED, TEMPORARY, refusal
+from rsd.system.files import refusal
+from rsd.workers import spool
 
 #: Pillow's names of the formats behind the listed extensions; all other readers stay shut (EPS
 #: would start ghostscript). MPO comes through JPEG.
@@ -78,14 +78,15 @@ def prepare(
     limits: Limits,
     before_decode: Callable[[], None],
     *,
+    variant: str = WHOLE,
     plain: bool = False,
 ) -> ImageInfo:
-    """Verify the picture at `path` (relative to `image_dir`) and spool the exact bytes to send.
+    """Verify the picture at `path` (relative to `image_dir`) and spool the exact bytes to send, or
+    with variant HALF the same picture at half its width and height. The info is of what is spooled.
 
-    They are spooled as a data URL, which all processes then map (`spooled`): a picture is encoded
-    once. With `plain` the bytes themselves lie beside it, under the sha256 of the source alone.
-    `before_decode` is called right before Pillow touches the bytes. Raises BadImage; SpoolRefused
-    when the disk does not take it.
+    They are spooled as a data URL, which all processes then map: a picture is encoded once. With
+    `plain` the bytes of the whole lie beside it. `before_decode` is called right before Pillow
+    touches the bytes. Raises BadImage; SpoolRefused when the disk does not take it.
     """
     data, mtime_ns = read(image_dir, path, limits.max_file_bytes)
     sha256 = hashlib.sha256(data).hexdigest()
@@ -96,6 +97,10 @@ def prepare(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             decoded = decode(data, limits)
+            if variant == HALF:
+                width, height = _half(decoded.width, decoded.height)
+                small = halved(decoded.sent)
+                decoded = replace(decoded, sent=small, width=width, height=height)
     except BadImage as e:
         raise BadImage(e.error.reason, e.error.message, sha256) from None
     except MemoryError:
@@ -105,9 +110,10 @@ def prepare(
         size = f"{len(sent)} bytes as it would be sent; at most {limits.max_file_bytes >> 20} MiB"
         raise BadImage("file_too_large", size, sha256)
     try:
-        _spool(spooled(spool_dir, sha256), data_url(sent))
-        if plain:
-            _spool(spool_dir / sha256, sent)
+        # The bytes first: they are checked against their data URL.
+        if plain and variant == WHOLE:
+            spool.store(spool.plain_path(spool_dir, sha256), sent)
+        spool.store(spool.url_path(spool_dir, sha256, variant), spool.data_url(sent))
     except OSError as e:
         raise SpoolRefused(refusal("state_dir", spool_dir, e.strerror or str(e))) from None
     return ImageInfo(
@@ -121,11 +127,6 @@ def prepare(
         sent_sha256=sha256 if sent is data else hashlib.sha256(sent).hexdigest(),
         sent_bytes=len(sent),
     )
-
-
-def spooled(spool_dir: Path, sha256: str) -> Path:
-    """Where the data URL of a picture lies."""
-    return spool_dir / f"{sha256}{ENCODED}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,22 +208,18 @@ def flatten(image: Image.Image, background: str) -> Image.Image:
     return image.convert("L" if image.mode == "1" else "RGB")
 
 
-def data_url(data: bytes) -> bytes:
-    """A picture as it stands in a request."""
-    return b"data:%s;base64,%s" % (media_type(data).encode(), base64.b64encode(data))
-
-
 def halved(data: bytes) -> bytes:
     """The same picture at half its width and height, as PNG, for servers that find it too big."""
     image = Image.open(io.BytesIO(data), formats=FORMATS)
     image.load()
-    small = flatten(image, "white")
-    small = small.resize(
-        (max(1, small.width // 2), max(1, small.height // 2)), Image.Resampling.LANCZOS
-    )
+    flat = flatten(image, "white")
     out = io.BytesIO()
-    small.save(out, "PNG")
+    flat.resize(_half(flat.width, flat.height), Image.Resampling.LANCZOS).save(out, "PNG")
     return out.getvalue()
+
+
+def _half(width: int, height: int) -> tuple[int, int]:
+    return max(1, width // 2), max(1, height // 2)
 
 
 def _scaled(image: Image.Image) -> Image.Image:
@@ -294,17 +291,6 @@ def _foreign_format(data: bytes) -> str:
     return next((name for magic, name in known.items() if data.startswith(magic)), "")
 
 
-def media_type(data: bytes) -> str:
-    """MIME type of spooled bytes, by content."""
-    if data.startswith(b"\xff\xd8"):
-        return "image/jpeg"
-    if data.startswith(b"GIF8"):
-        return "image/gif"
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "image/webp"
-    return "image/png"
-
-
 def read(image_dir: bytes, path: bytes, max_bytes: int) -> tuple[bytes, int]:
     """The bytes of a file below `image_dir`, and its mtime in ns. Raises BadImage.
 
@@ -347,20 +333,3 @@ def _unopened(e: OSError) -> BadImage:
     if e.errno in (errno.ELOOP, errno.EMLINK):
         return BadImage("not_a_file", "a link, not a file")
     return BadImage("unreadable", f"cannot be read: {e.strerror}")
-
-
-def _spool(target: Path, data: bytes) -> None:
-    try:
-        if target.stat().st_size == len(data):
-            return
-    except FileNotFoundError:
-        pass
-    target.parent.mkdir(exist_ok=True)
-    fd, temporary = tempfile.mkstemp(prefix=".", suffix=TEMPORARY, dir=target.parent)
-    try:
-        with open(fd, "wb") as out:
-            out.write(data)
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise

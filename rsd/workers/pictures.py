@@ -1,50 +1,83 @@
-"""Prepared pictures at hand: read from the spool, mapped, shared by the call threads."""
+"""The bytes of prepared pictures: at hand, checked, shared by the call threads."""
 
 from __future__ import annotations
 
 import base64
 import contextlib
+import logging
 import mmap
 import os
 import threading
 from collections import OrderedDict
 from hashlib import blake2b
 from pathlib import Path
+from typing import Protocol
 
 from rsd.errors import ErrorClass
+from rsd.protocol.tasks import HALF, WHOLE, Configure
 from rsd.protocol.vocabulary import CallError
-from rsd.workers import images
+from rsd.workers import spool
 from rsd.workers.api.replies import CallFailed
+from rsd.workers.spool import Url
+
+log = logging.getLogger(__name__)
 
 #: Encoded pictures at hand per process, in bytes; how many of them may be mapped (each is an open
 #: file); and from how many bytes on they are.
 CACHE_BYTES = 64 * 1024 * 1024
 MAPS_MAX, MAP_FROM = 32, 64 * 1024
+#: Files compared with their data URL that are remembered; the oldest is compared again.
+FILES_MAX = 10_000
+#: Reason of a call whose picture is to be prepared again.
+SPOOL_MISSING = "spool_missing"
 
 
-#: A picture as it stands in a request: bytes, or a file mapped into memory.
-Url = bytes | mmap.mmap
-
-
-class Pictures:
-    """The data URLs of the spool, the latest at hand. Large ones are mapped: all processes that
-    send a picture share the memory that holds it.
+class PictureSource(Protocol):
+    """Where a worker gets prepared pictures from. Any thread may ask; `sha256` is that of the
+    source file, `sent_bytes` the size of the whole picture as it is sent (0: not known).
     """
 
-    def __init__(self, capacity: int = CACHE_BYTES) -> None:
+    def configure(self, configuration: Configure) -> None:
+        """First of all, and again after a reload."""
+
+    def get(self, sha256: str, *, variant: str, sent_bytes: int) -> tuple[Url, str]:
+        """The data URL of a picture, and a name that only these bytes have, "" when names are not
+        wanted. Raises CallFailed (`spool_missing`) for one that is to be prepared again.
+        """
+
+    def file(self, sha256: str, *, sent_bytes: int) -> Path | None:
+        """A file with the bytes of the whole picture, for a server that reads files; None when
+        there is none. Raises CallFailed (`spool_missing`) as `get` does.
+        """
+
+    def drop(self, sha256: str) -> None:
+        """This picture is not needed any more."""
+
+
+class SpooledPictures:
+    """The data URLs of the spool, the latest at hand, each checked when it is read. Large ones are
+    mapped: all processes that send a picture share the memory that holds it.
+    """
+
+    def __init__(self, folder: Path = Path(), capacity: int = CACHE_BYTES) -> None:
+        self._folder = folder
         self._capacity = capacity
-        self.named = False  #: whether names are wanted: a hash costs about as much as the encoding
+        self._named = False  # a name is a hash, which costs about as much as the encoding
         self._lock = threading.Lock()  # call threads share it
         self._reading = threading.Lock()
-        self._urls: OrderedDict[str, tuple[Url, str]] = OrderedDict()
+        self._urls: OrderedDict[tuple[str, str], tuple[Url, str]] = OrderedDict()
         self._bytes = 0
         self._maps = 0
+        self._checked: OrderedDict[str, None] = OrderedDict()  # files compared with their data URL
 
-    def get(self, spool: Path, sha256: str, *, reduced: bool) -> tuple[Url, str]:
-        """The data URL of a picture, and a name that only these bytes have if it was made for
-        `named`. Raises CallFailed when its spool file is gone.
-        """
-        key = f"{sha256}:half" if reduced else sha256
+    def configure(self, configuration: Configure) -> None:
+        """See PictureSource."""
+        self._folder = Path(configuration.spool_dir)
+        self._named = configuration.pictures == "uuid"
+
+    def get(self, sha256: str, *, variant: str = WHOLE, sent_bytes: int = 0) -> tuple[Url, str]:
+        """See PictureSource."""
+        key = sha256, variant
         found = self._known(key)
         if found is not None:
             return found
@@ -52,17 +85,45 @@ class Pictures:
             found = self._known(key)
             if found is not None:
                 return found
-            url = _data_url(images.spooled(spool, sha256))
-            if reduced:
-                whole = base64.b64decode(bytes(url).partition(b",")[2])
-                url = images.data_url(images.halved(whole))
-            found = url, blake2b(url, digest_size=16).hexdigest() if self.named else ""
+            url = _read(spool.url_path(self._folder, sha256, variant), variant, sent_bytes)
+            found = url, blake2b(url, digest_size=16).hexdigest() if self._named else ""
             with self._lock:
                 self._urls[key] = found
                 self._count(url, +1)
                 while self._full and len(self._urls) > 1:
                     self._count(self._urls.popitem(last=False)[1][0], -1)
         return found
+
+    def file(self, sha256: str, *, sent_bytes: int) -> Path | None:
+        """See PictureSource. It was prepared together with its data URL, which it must equal."""
+        path = spool.plain_path(self._folder, sha256)
+        if sha256 in self._checked:
+            return path
+        if not path.exists():  # prepared before the setting changed
+            return None
+        url, _ = self.get(sha256, sent_bytes=sent_bytes)
+        try:
+            data = path.read_bytes()
+        except OSError:
+            return None
+        if base64.b64encode(data) != bytes(url).partition(b",")[2]:
+            with contextlib.suppress(OSError):
+                path.unlink()
+            raise _missing()
+        with self._lock:
+            self._checked[sha256] = None
+            while len(self._checked) > FILES_MAX:
+                self._checked.popitem(last=False)
+        return path
+
+    def drop(self, sha256: str) -> None:
+        """See PictureSource."""
+        with self._lock:
+            self._checked.pop(sha256, None)
+            for variant in (WHOLE, HALF):
+                found = self._urls.pop((sha256, variant), None)
+                if found is not None:
+                    self._count(found[0], -1)
 
     @property
     def _full(self) -> bool:
@@ -72,34 +133,39 @@ class Pictures:
         self._bytes += by * len(url)
         self._maps += by * isinstance(url, mmap.mmap)
 
-    def _known(self, key: str) -> tuple[Url, str] | None:
+    def _known(self, key: tuple[str, str]) -> tuple[Url, str] | None:
         with self._lock:
             found = self._urls.get(key)
             if found is not None:
                 self._urls.move_to_end(key)
             return found
 
-    def drop(self, sha256: str) -> None:
-        """This picture is not needed any more."""
-        with self._lock:
-            for key in (sha256, f"{sha256}:half"):
-                found = self._urls.pop(key, None)
-                if found is not None:
-                    self._count(found[0], -1)
 
-
-def _data_url(path: Path) -> Url:
+def _read(path: Path, variant: str, sent_bytes: int) -> Url:
     try:
         with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_size >= MAP_FROM:
+            about = os.fstat(file.fileno())
+            url: Url | None = None
+            if about.st_size >= MAP_FROM:
                 with contextlib.suppress(OSError):  # no more open files: then it is read
-                    return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            return file.read()
+                    url = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            url = file.read() if url is None else url
     except FileNotFoundError:
-        raise CallFailed(
-            CallError(
-                error=ErrorClass.TRANSIENT,
-                message="the prepared picture is gone and is made again",
-                reason="spool_missing",
-            )
-        ) from None
+        raise _missing() from None
+    if not spool.is_sound(url, variant, sent_bytes):
+        log.warning("the prepared picture %s is damaged (%d bytes)", path.name, about.st_size)
+        with contextlib.suppress(OSError):
+            if path.stat().st_ino == about.st_ino:  # else another process has put a new one there
+                path.unlink()
+        raise _missing()
+    return url
+
+
+def _missing() -> CallFailed:
+    return CallFailed(
+        CallError(
+            error=ErrorClass.TRANSIENT,
+            message="the prepared picture is gone and is made again",
+            reason=SPOOL_MISSING,
+        )
+    )

@@ -1,13 +1,17 @@
-"""Pictures prepared: verified and written into the spool. Generators only."""
+"""Pictures prepared: verified and written into the spool. Nobody else among the workers opens one:
+this runs in one thread of a generator, and for `check` in a process of its own; neither holds a key
+of the grader.
+"""
 
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 from rsd.errors import ErrorClass
-from rsd.protocol.tasks import Decoding, LeaseId, Prepare, Prepared
-from rsd.protocol.vocabulary import SPOOL_REFUSED, CallError
+from rsd.protocol.tasks import WHOLE, Configure, Decoding, LeaseId, Prepare, Prepared
+from rsd.protocol.vocabulary import SPOOL_REFUSED, CallError, ImageInfo
 from rsd.system.failpoints import failpoint
 from rsd.workers import images
 from rsd.workers.api.replies import CallFailed
@@ -15,8 +19,8 @@ from rsd.workers.worker import SHORT_OF_MEMORY, Worker
 
 
 def prepare(worker: Worker, lease: LeaseId, task: Prepare) -> Prepared:
-    """Verify a picture and write what is sent of it into the spool. Raises images.BadImage, and
-    CallFailed when the disk refuses.
+    """Verify a picture and write what is sent of it into the spool. Raises CallFailed for a picture
+    that is no good, and when the disk refuses.
     """
     configuration = worker.configuration
     assert configuration is not None
@@ -26,6 +30,24 @@ def prepare(worker: Worker, lease: LeaseId, task: Prepare) -> Prepared:
         worker.channel.reply(Decoding(lease=lease, image=task.image))
         failpoint("generator.decoding", signal.SIGSEGV)
 
+    roomy = worker.roomy
+    try:
+        info = spooled(configuration, configuration.image_dir, task.path, task.variant, announce)
+    except CallFailed as e:
+        if e.error.reason == images.TOO_MUCH_MEMORY and not roomy:
+            raise CallFailed(SHORT_OF_MEMORY) from None  # the calls had taken it
+        raise
+    return Prepared(lease=lease, image=task.image, info=info)
+
+
+def spooled(
+    configuration: Configure,
+    folder: bytes,
+    path: bytes,
+    variant: str = WHOLE,
+    before_decode: Callable[[], None] = lambda: None,
+) -> ImageInfo:
+    """The picture at `path` below `folder`, now in the spool. Raises CallFailed."""
     limits = images.Limits(
         max_pixels=configuration.max_pixels,
         max_file_bytes=configuration.max_file_bytes,
@@ -33,21 +55,18 @@ def prepare(worker: Worker, lease: LeaseId, task: Prepare) -> Prepared:
         max_aspect=configuration.max_aspect,
         background=configuration.background,
     )
-    spool, roomy = Path(configuration.spool_dir), worker.roomy
     try:
-        info = images.prepare(
-            configuration.image_dir,
-            task.path,
-            spool,
+        return images.prepare(
+            folder,
+            path,
+            Path(configuration.spool_dir),
             limits,
-            announce,
+            before_decode,
+            variant=variant,
             plain=configuration.pictures == "file",
         )
     except images.SpoolRefused as e:
         refused = CallError(error=ErrorClass.TRANSIENT, message=str(e), reason=SPOOL_REFUSED)
         raise CallFailed(refused) from None
     except images.BadImage as e:
-        if e.error.reason == images.TOO_MUCH_MEMORY and not roomy:
-            raise CallFailed(SHORT_OF_MEMORY) from None  # the calls had taken it
-        raise
-    return Prepared(lease=lease, image=task.image, info=info)
+        raise CallFailed(e.error) from None

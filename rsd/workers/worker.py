@@ -10,7 +10,6 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -38,12 +37,11 @@ from rsd.protocol.tasks import (
 from rsd.protocol.vocabulary import CallError
 from rsd.system import logs
 from rsd.system.redact import Redactor
-from rsd.workers import images
 from rsd.workers.api.client import Client
 from rsd.workers.api.replies import CallFailed
 from rsd.workers.channel import Channel
 from rsd.workers.memory import MemoryLimit
-from rsd.workers.pictures import Pictures
+from rsd.workers.pictures import PictureSource
 
 log = logging.getLogger(__name__)
 #: Connections to an endpoint beside those of the call threads: its load, three tiny completions.
@@ -65,11 +63,16 @@ Handler = Callable[["Worker", LeaseId, Any], msgspec.Struct]
 class Worker:
     """One worker process: reads its channel in the main thread, calls in the others."""
 
-    def __init__(self, channel: Channel, slots: int, handlers: dict[type, Handler]) -> None:
+    def __init__(
+        self,
+        channel: Channel,
+        pictures: PictureSource,
+        slots: int,
+        handlers: dict[type, Handler],
+    ) -> None:
         self.channel = channel
-        self.pictures = Pictures()
+        self.pictures = pictures
         self.configuration: Configure | None = None
-        self.spool = Path()  #: where prepared pictures lie
         self._slots = slots
         self._handlers: dict[type, Handler] = handlers
         self._clients: dict[str, Client] = {}
@@ -131,8 +134,7 @@ class Worker:
         before = self._clients
         self._clients = {e.url: self._client_of(e, before) for e in configuration.endpoints}
         self.configuration = configuration
-        self.spool = Path(configuration.spool_dir)
-        self.pictures.named = configuration.pictures == "uuid"
+        self.pictures.configure(configuration)
         if self._memory is not None and configuration.decode_bytes:
             self._memory.allow(configuration.decode_bytes)
         if first:
@@ -179,8 +181,6 @@ class Worker:
             return Failed(
                 lease=lease, error=e.error, seconds=time.monotonic() - began, usage=e.usage
             )
-        except images.BadImage as e:
-            return Failed(lease=lease, error=e.error, seconds=time.monotonic() - began)
         except MemoryError:
             return Failed(lease=lease, error=SHORT_OF_MEMORY, seconds=time.monotonic() - began)
         except Exception:

@@ -50,7 +50,7 @@ from rsd.state.store import StateRefused, Store
 from rsd.state.transaction import Transaction
 from rsd.system import logs
 from rsd.system.failpoints import failpoint
-from rsd.system.files import ENCODED, InstanceLock, refusal, sweep_temporary
+from rsd.system.files import ENCODED, HALVED, InstanceLock, refusal, sweep_temporary
 from rsd.system.queues import Mailbox
 from rsd.writer.apply import Application
 from rsd.writer.publish import Publisher
@@ -226,7 +226,7 @@ class Writer:
                         record = view.image_at(txn, path)
                         sha256 = record.sha256 if record is not None else ""
                 if sha256 and not view.is_active(txn, sha256):
-                    for name in (sha256 + ENCODED, sha256):
+                    for name in (sha256 + ENCODED, sha256 + HALVED, sha256):
                         with contextlib.suppress(OSError):
                             (self._spool / name).unlink()
 
@@ -307,7 +307,7 @@ class Writer:
                 if record is not None:
                     needed.add(record.sha256)
         for entry in self._spool.iterdir():
-            if entry.name.removesuffix(ENCODED) not in needed:
+            if entry.name.partition(".")[0] not in needed:
                 with contextlib.suppress(OSError):
                     entry.unlink()
 

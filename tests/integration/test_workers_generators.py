@@ -14,6 +14,7 @@ from PIL import Image
 
 from rsd.errors import ErrorClass
 from rsd.protocol.tasks import (
+    HALF,
     Crashed,
     Decoding,
     Drop,
@@ -129,7 +130,11 @@ def test_a_reduced_picture_has_half_the_size(tmp_path: Path) -> None:
         worker(generator.main, server, tmp_path) as made,
     ):
         info = prepared(made)
-        made.ask(generate(server, info.sha256, reduced=True))
+        task = generate(server, info.sha256, reduced=True, sent_bytes=info.sent_bytes)
+        missing = made.ask(task)
+        assert missing.error.reason == "spool_missing", "no call thread makes one"
+        prepared(made, variant=HALF)
+        assert isinstance(made.ask(task), Generated)
         url = server.requests[0].json["messages"][0]["content"][0]["image_url"]["url"]
     small = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
     assert small.size == (32, 24)

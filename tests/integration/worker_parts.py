@@ -16,6 +16,7 @@ from PIL import Image
 
 from rsd.errors import ErrorClass
 from rsd.protocol.tasks import (
+    WHOLE,
     Answer,
     Configure,
     Decoding,
@@ -122,8 +123,8 @@ def draw(tmp_path: Path, name: str = "a.png", colour: str = "white") -> bytes:
     return out.getvalue()
 
 
-def prepared(made: Worker, path: bytes = b"a.png") -> ImageInfo:
-    number = made.lend(Prepare(image="i", path=path))
+def prepared(made: Worker, path: bytes = b"a.png", variant: str = WHOLE) -> ImageInfo:
+    number = made.lend(Prepare(image="i", path=path, variant=variant))
     assert made.hear() == Decoding(lease=number, image="i")
     reply = made.hear()
     assert isinstance(reply, Prepared)

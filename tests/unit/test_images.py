@@ -7,13 +7,16 @@ import io
 import os
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image, ImageDraw
 
+from rsd.protocol.tasks import HALF, WHOLE
 from rsd.protocol.vocabulary import ImageInfo
-from rsd.workers.images import BadImage, Limits, halved, media_type, prepare, spooled
+from rsd.workers.images import BadImage, Limits, prepare
+from rsd.workers.spool import media_type, url_path
 
 LIMITS = Limits(
     max_pixels=1_000_000,
@@ -45,7 +48,7 @@ def put(
     used = Limits(**{**{f: getattr(LIMITS, f) for f in Limits.__slots__}, **limits})  # type: ignore[arg-type]
     info = prepare(os.fsencode(folder), os.fsencode(name), spool, used, lambda: None, plain=True)
     sent = (spool / info.sha256).read_bytes()
-    head, _, encoded = spooled(spool, info.sha256).read_bytes().partition(b",")
+    head, _, encoded = url_path(spool, info.sha256, WHOLE).read_bytes().partition(b",")
     assert head == b"data:%s;base64" % media_type(sent).encode()
     assert base64.b64decode(encoded, validate=True) == sent
     return info, sent
@@ -217,5 +220,29 @@ def test_metadata_is_not_forwarded_when_a_picture_is_made_anew(tmp_path: Path) -
 
 
 def test_half_the_size_for_servers_that_find_it_too_big(tmp_path: Path) -> None:
-    small = Image.open(io.BytesIO(halved(encoded(drawing()))))
-    assert small.size == (30, 20)
+    data = encoded(drawing("RGBA", (0, 0, 0, 255), (0, 0, 0, 0)))
+    whole, _ = put(tmp_path, data)
+    spool = tmp_path / "spool"
+    half = prepare(os.fsencode(tmp_path), b"a.png", spool, LIMITS, lambda: None, variant=HALF)
+    url = url_path(spool, half.sha256, HALF).read_bytes()
+    sent = base64.b64decode(url.partition(b",")[2])
+    assert (half.sha256, half.sent_bytes) == (whole.sha256, len(sent))
+    small = Image.open(io.BytesIO(sent))
+    assert small.size == (half.width, half.height) == (30, 20)
+    assert small.getpixel((1, 1)) == (255, 255, 255) and small.getpixel((12, 8)) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("damage", [lambda d: bytes(len(d)), lambda d: d[:-1], lambda d: b""])
+def test_a_damaged_file_of_the_spool_is_replaced(
+    tmp_path: Path, damage: Callable[[bytes], bytes]
+) -> None:
+    info, sent = put(tmp_path, encoded(drawing()))
+    whole = url_path(tmp_path / "spool", info.sha256, WHOLE)
+    good = whole.read_bytes()
+    for path, data in ((whole, good), (whole.with_suffix(""), sent)):
+        path.write_bytes(damage(data))
+    assert put(tmp_path, encoded(drawing()))[1] == sent
+    assert whole.read_bytes() == good
+    before = whole.stat().st_ino
+    put(tmp_path, encoded(drawing()))
+    assert whole.stat().st_ino == before, "the right bytes are kept"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -30,6 +31,11 @@ ONLY_FROM = {
     "simulator": ("rsd/simulator/", "rsd/commands/"),
     "workers": ("rsd/workers/", "rsd/hub/children/targets.py", "rsd/commands/"),
     "writer": ("rsd/writer/", "rsd/hub/children/targets.py", "rsd/commands/"),
+}
+#: Who may import a module that is dangerous to have: a decoder, which anybody's picture reaches.
+MODULE_ONLY_FROM = {
+    "rsd.workers.images": ("rsd/workers/prepare.py",),
+    "rsd.workers.prepare": ("rsd/workers/generator.py", "rsd/commands/check.py"),
 }
 #: Third-party library -> its room.
 LIBRARIES = {
@@ -87,6 +93,8 @@ def violations(path: str, source: str, modules: set[str]) -> list[str]:
                 found.append(f"{path}: {name} is not below")
             if not path.startswith(ONLY_FROM.get(room, ("rsd/",))):
                 found.append(f"{path}: {name} is only for {', '.join(ONLY_FROM[room])}")
+            if not path.startswith(MODULE_ONLY_FROM.get(name, ("rsd/",))):
+                found.append(f"{path}: {name} is only for {', '.join(MODULE_ONLY_FROM[name])}")
             if here.startswith(PURE) and not name.startswith(PURE_GROUND):
                 found.append(f"{path}: {name} is not pure")
         elif top in LIBRARIES:
@@ -151,6 +159,15 @@ def test_the_loop_is_three_hops_from_the_entry() -> None:
     assert "while self._exit is None" in modules["rsd.hub.supervisor"]
 
 
+def test_neither_hub_nor_grader_nor_writer_imports_a_decoder() -> None:
+    """Not even through others: the hub forks graders, which have all that it has in memory."""
+    line = (
+        "import sys, rsd.hub.supervisor, rsd.commands.run; from rsd.hub.children import targets; "
+        "targets.load(); sys.exit('PIL' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", line], cwd=HOME, check=False).returncode == 0
+
+
 MODULES = set(modules_of(sources()))
 
 
@@ -169,6 +186,8 @@ MODULES = set(modules_of(sources()))
         ("rsd/protocol/facts.py", "from rsd.strategy.fixed import plan"),
         ("rsd/system/files.py", "from rsd.settings.fields import Settings"),
         ("rsd/writer/writer.py", "import lmdb"),
+        ("rsd/workers/pictures.py", "from rsd.workers import images"),
+        ("rsd/workers/grader.py", "from rsd.workers.prepare import prepare"),
         ("rsd/commands/show.py", "from PIL import Image"),
         ("rsd/hub/status/document.py", "from rich.table import Table"),
         ("rsd/hub/status/document.py", "import numpy"),

@@ -20,6 +20,7 @@ from rsd.protocol.tasks import (
 )
 from rsd.protocol.vocabulary import ImageInfo
 from rsd.workers.channel import Channel
+from rsd.workers.pictures import SpooledPictures
 from rsd.workers.worker import Worker
 
 #: Seconds that a thread of this process may take for what it does at once.
@@ -61,7 +62,7 @@ def test_a_worker_answers_pings_while_a_picture_does_not_end() -> None:
 
     channel = Queues()
     local: Channel = channel
-    worker = Worker(local, 1, {Prepare: stuck})
+    worker = Worker(local, SpooledPictures(), 1, {Prepare: stuck})
 
     def run() -> None:
         try:

@@ -51,6 +51,8 @@ from rsd.protocol.facts import (
     ImageStarted,
 )
 from rsd.protocol.tasks import (
+    HALF,
+    WHOLE,
     Crashed,
     Decoding,
     Failed,
@@ -188,7 +190,10 @@ class Brain:
         if not work.respool:
             return self.intake.task(work)
         image = self.rounds.images.get(work.image)
-        return None if image is None else Prepare(image=image.image, path=image.path)
+        if image is None:
+            return None
+        variant = HALF if work.reduced else WHOLE
+        return Prepare(image=image.image, path=image.path, variant=variant)
 
     def _task(self, work: Work, endpoint: EndpointLimit) -> Task | None:
         image = self.rounds.images.get(work.image)
@@ -208,6 +213,7 @@ class Brain:
                 max_tokens=int(self.policy.grade_tokens * work.token_factor),
                 reasoning_effort=image.recipe.reasoning_effort,
                 reduced=work.reduced,
+                sent_bytes=image.info.sent_bytes,
                 shuffle_seed=f"{image.sha256}:{image.draws[first].round}:{first}:{work.number}",
             )
         if len(work.indices) > 1 and not endpoint.dialect.multiple:
@@ -228,6 +234,7 @@ class Brain:
             model=endpoint.model,
             dialect=endpoint.dialect,
             reduced=work.reduced,
+            sent_bytes=image.info.sent_bytes,
         )
 
     # ------------------------------------------------------------------------- start of an image
@@ -367,6 +374,8 @@ class Brain:
         if info.sha256 != image.sha256:
             self.rounds.end_without_result(image, "withdrawn", "file_changed")
             return
+        if not work.reduced:
+            image.info = info  # other settings may give other bytes, and readers check their size
         for parked in image.parked:
             self.dispatch.add(parked, front=True)
         image.parked.clear()
@@ -393,7 +402,9 @@ class Brain:
             return
         if error.reason == "spool_missing":
             if not image.parked:
-                respool = Work(kind=WorkKind.PREPARE, image=image.image, respool=True)
+                respool = Work(
+                    kind=WorkKind.PREPARE, image=image.image, respool=True, reduced=work.reduced
+                )
                 self.dispatch.add(respool, front=True)
             image.parked.append(work)
             return
