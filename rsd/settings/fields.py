@@ -1,6 +1,6 @@
 """Every setting of rsd: its type, default, bounds and one-line explanation.
 
-`config.py` reads them from flags, environment and file; `rsd.example.toml` is printed from here.
+`load.py` reads them from flags, environment and file; `words.py` prints `rsd.example.toml`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def state_dir(s: Settings) -> Path:
 
 
 class Generation(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """[generation] The model that answers: a vLLM server, or several."""
+    """[generation] The model that makes the candidates: a vLLM server, or several."""
 
     api: Annotated[
         tuple[str, ...],
@@ -45,9 +45,9 @@ class Generation(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     timeout: Annotated[
         float, Meta(gt=0, le=86400, description="Seconds that one call may take in all.")
     ] = 1200.0
-    max_tokens: Annotated[int, Meta(ge=1, description="Longest answer, in tokens.")] = 2048
+    max_tokens: Annotated[int, Meta(ge=1, description="Longest candidate, in tokens.")] = 2048
     max_n: Annotated[
-        int, Meta(ge=1, le=1024, description="Most answers asked for in one request.")
+        int, Meta(ge=1, le=1024, description="Most candidates asked for in one request.")
     ] = 16
     ca_file: Annotated[str, Meta(description="Own certificate authority (PEM) for https.")] = ""
     pictures: Annotated[

@@ -1,4 +1,4 @@
-"""Settings: read from flags, environment and file, validated, compared for a reload.
+"""Settings out of flags, environment and file.
 
 Order: flag, then `RSD_...`, then `rsd.toml`, then the default. Every mistake ends in one
 `UserError` line that names the setting, its value and what is allowed.
@@ -18,17 +18,15 @@ import msgspec
 from rsd.errors import UserError
 from rsd.settings.fields import Settings
 from rsd.settings.secrets import with_keys
-from rsd.settings.validate import (
-    checked,
-    refuse_impossible,
-)
+from rsd.settings.validate import refuse_misfits, refuse_odd_numbers, refuse_odd_texts
 from rsd.settings.words import (
     allowed,
+    complaint,
     is_optional,
     is_tuple,
-    readable,
     sections,
     setting_keys,
+    shown,
 )
 
 #: Where a configuration file is looked for, after `--config` and `RSD_CONFIG`.
@@ -62,30 +60,50 @@ def load(
 ) -> Settings:
     """Merge and validate; `flags` maps dotted keys (`grading.api`) to values.
 
-    Raises UserError. Folders and prompt files are not touched here: see `check_folders`.
+    Raises UserError. Folders and prompt files are not touched here: see `check_for_run`.
     """
     merged: dict[str, Any] = {}
     if file is not None:
-        try:
-            merged = tomllib.loads(file.read_text("utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
-            raise UserError(f"{file}: {_why(e)}") from None
+        merged = _read(file)
         _refuse_unknown(merged, str(file))
     for key, value in _from_environment(os.environ if environ is None else environ).items():
         _put(merged, key, value)
     for key, value in flags.items():
         if value is not None:
             _put(merged, key, value)
+    refuse_odd_texts(merged)
     try:
         settings = msgspec.convert(merged, Settings, strict=False)
     except msgspec.ValidationError as e:
-        raise UserError(readable(str(e), merged)) from None
-    refuse_impossible(settings)
-    return checked(with_keys(settings))
+        raise UserError(complaint(str(e), merged)) from None
+    refuse_odd_numbers(settings)
+    settings = _with_plain_addresses(settings)
+    refuse_misfits(settings)
+    return with_keys(settings)
 
 
-def _why(e: Exception) -> str:
-    return e.strerror or str(e) if isinstance(e, OSError) else str(e)
+def _with_plain_addresses(settings: Settings) -> Settings:
+    """Without the slash that some write at their end."""
+    generation, grading = settings.generation, settings.grading
+    plain = [tuple(url.rstrip("/") for url in role.api) for role in (generation, grading)]
+    return msgspec.structs.replace(
+        settings,
+        generation=msgspec.structs.replace(generation, api=plain[0]),
+        grading=msgspec.structs.replace(grading, api=plain[1]),
+    )
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text("utf-8"))
+    except PermissionError as e:
+        raise Unreadable(f"{file}: {e.strerror}") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
+        raise UserError(f"{file}: {e.strerror or e if isinstance(e, OSError) else e}") from None
+
+
+class Unreadable(UserError):
+    """A configuration file that this user may not read."""
 
 
 def _refuse_unknown(data: Mapping[str, Any], where: str) -> None:
@@ -96,7 +114,7 @@ def _refuse_unknown(data: Mapping[str, Any], where: str) -> None:
         if key in tables and isinstance(value, dict):
             given += [f"{key}.{inner}" for inner in value]
         elif key in tables:
-            raise UserError(f"{where}: {key} = {value}: must be a table, [{key}]")
+            raise UserError(f"{where}: {key} = {shown(value)}: must be a table, [{key}]")
         else:
             given.append(key)
     for key in given:
@@ -104,7 +122,7 @@ def _refuse_unknown(data: Mapping[str, Any], where: str) -> None:
             continue
         close = difflib.get_close_matches(key, [*known, *tables], n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
-        raise UserError(f"{where}: unknown setting {key}{hint}")
+        raise UserError(f"{where}: unknown setting {shown(key)}{hint}")
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
@@ -116,7 +134,7 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
         if name not in names:
             close = difflib.get_close_matches(name, names, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
-            raise UserError(f"environment: unknown setting {name}{hint}")
+            raise UserError(f"environment: unknown setting {shown(name)}{hint}")
         found[names[name]] = text
     return found
 
@@ -136,24 +154,19 @@ def locate(
     merged: dict[str, Any] = {}
     if file is not None:
         try:
-            merged = tomllib.loads(file.read_text("utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
-            if named or not isinstance(e, PermissionError):
-                raise UserError(f"{file}: {_why(e)}") from None
+            merged = _read(file)
+        except Unreadable:
+            if named:
+                raise
     env = os.environ if environ is None else environ
     found: dict[str, str] = {}
     for key in PLACES:
         value = flags.get(key) or env.get(f"RSD_{key.upper()}") or merged.get(key) or ""
         if not isinstance(value, str):
-            raise UserError(f"{key} = {value}: {allowed(key)}")
+            raise UserError(f"{key} = {shown(value)}: {allowed(key)}")
         found[key] = value
-    settings = Settings(
-        image_dir=found["image_dir"],
-        output_dir=found["output_dir"],
-        state_dir=found["state_dir"],
-    )
-    refuse_impossible(settings)
-    return settings
+    refuse_odd_texts(found)
+    return msgspec.structs.replace(Settings(), **found)
 
 
 def _put(merged: dict[str, Any], key: str, value: Any) -> None:

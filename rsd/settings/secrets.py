@@ -1,4 +1,4 @@
-"""What a process was started with, and what others may see of it."""
+"""Keys: where they come from, and that no child and no other user sees them."""
 
 from __future__ import annotations
 
@@ -6,31 +6,37 @@ import contextlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
 from rsd.errors import UserError
-from rsd.settings.fields import Settings
+from rsd.settings.fields import Generation, Grading, Settings
+from rsd.settings.words import shown
+
+RoleSettings = TypeVar("RoleSettings", Generation, Grading)
 
 #: Variables that hold a key.
 SECRETS = ("RSD_GENERATION_KEY", "RSD_GRADING_KEY")
 
 
 def with_keys(settings: Settings) -> Settings:
-    generation, grading = settings.generation, settings.grading
+    """The settings with both keys in them, wherever they come from. Raises UserError."""
     return msgspec.structs.replace(
         settings,
-        generation=msgspec.structs.replace(
-            generation, key=_secret("generation", generation.key, generation.key_file)
-        ),
-        grading=msgspec.structs.replace(
-            grading, key=_secret("grading", grading.key, grading.key_file)
-        ),
+        generation=_with_key("generation", settings.generation),
+        grading=_with_key("grading", settings.grading),
     )
 
 
-def _secret(section: str, key: str, key_file: str) -> str:
-    """The key itself, from the setting, its file, or a systemd credential of that name."""
+def _with_key(section: str, role: RoleSettings) -> RoleSettings:
+    return msgspec.structs.replace(role, key=key_of(section, role.key, role.key_file))
+
+
+def key_of(section: str, key: str, key_file: str) -> str:
+    """The key of a section: the setting itself, else its file, else a systemd credential of that
+    name; "" when there is none. Raises UserError, which never holds the key.
+    """
     credentials = os.environ.get("CREDENTIALS_DIRECTORY")
     if not key and not key_file and credentials:
         candidate = Path(credentials) / f"{section}-key"
@@ -40,7 +46,7 @@ def _secret(section: str, key: str, key_file: str) -> str:
             key = Path(key_file).read_text("utf-8").strip()
         except (OSError, UnicodeDecodeError) as e:
             reason = e.strerror if isinstance(e, OSError) else "not UTF-8 text"
-            raise UserError(f"{section}.key_file = {key_file}: {reason}") from None
+            raise UserError(f"{section}.key_file = {shown(key_file)}: {reason}") from None
     if any(not c.isascii() or c.isspace() or not c.isprintable() for c in key):
         raise UserError(f"{section}.key: must be printable ASCII without spaces")
     return key

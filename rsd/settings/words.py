@@ -10,6 +10,9 @@ import msgspec
 
 from rsd.settings.fields import Settings
 
+#: Longest value that a complaint repeats, in characters.
+SHOWN_MAX = 200
+
 
 def sections() -> dict[str, type[msgspec.Struct]]:
     """The tables of the configuration file: name to struct, in file order."""
@@ -18,6 +21,7 @@ def sections() -> dict[str, type[msgspec.Struct]]:
 
 
 def setting_keys() -> list[str]:
+    """All dotted keys, in file order."""
     tables = sections()
     top = [f.name for f in msgspec.structs.fields(Settings) if f.name not in tables]
     return top + [f"{s}.{f.name}" for s, t in tables.items() for f in msgspec.structs.fields(t)]
@@ -29,15 +33,17 @@ def _hint(key: str) -> Any:
 
 
 def is_tuple(key: str) -> bool:
+    """Whether a setting takes several values."""
     return getattr(_hint(key), "__origin__", None) is tuple
 
 
 def is_optional(key: str) -> bool:
+    """Whether a setting may be absent."""
     return type(None) in get_args(_hint(key))
 
 
-def readable(message: str, merged: Mapping[str, Any]) -> str:
-    """msgspec's complaint as a line of ours: setting, its value, what is allowed."""
+def complaint(message: str, merged: Mapping[str, Any]) -> str:
+    """msgspec's `message` about `merged` as a line of ours: setting, its value, what is allowed."""
     path = message.partition(" - at `$.")[2].rstrip("`")
     key = re.sub(r"\[.*", "", path)
     value: Any = merged
@@ -45,11 +51,14 @@ def readable(message: str, merged: Mapping[str, Any]) -> str:
         value = value.get(part) if isinstance(value, Mapping) else value
     if re.search(r"(^|\.)key$", key):
         value = "(hidden)"
-    return f"{key} = {listed(value)}: {allowed(key)}"
+    return f"{key} = {shown(value)}: {allowed(key)}"
 
 
-def listed(value: Any) -> str:
-    return ",".join(str(v) for v in value) if isinstance(value, list | tuple) else str(value)
+def shown(value: Any) -> str:
+    """A value in one printable line of at most SHOWN_MAX characters."""
+    text = ",".join(str(v) for v in value) if isinstance(value, list | tuple) else str(value)
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[: SHOWN_MAX + 1])
+    return text if len(text) <= SHOWN_MAX else text[: SHOWN_MAX - 3] + "..."
 
 
 def allowed(key: str) -> str:
