@@ -113,6 +113,8 @@ def load_words(throttle: ThrottleStatus) -> str:
     measured = []
     if throttle.cpu_percent is not None:
         measured.append(f"CPU {throttle.cpu_percent} %")
+    if throttle.own_cpu_percent is not None:
+        measured.append(f"rsd's own {throttle.own_cpu_percent} %")
     if throttle.memory_percent is not None:
         measured.append(f"memory {throttle.memory_percent} %")
     if throttle.disk_free_bytes is not None:

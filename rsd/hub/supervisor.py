@@ -174,7 +174,7 @@ class Supervisor:
             watch=self.folder.status,
             children=partial(processes, self.pool),
             on_progress=on_progress,
-            host_seen=lambda *seen: self.events.put(("host", *seen)),
+            host_seen=lambda seen: self.events.put(("host", seen)),
         )
         self.requests = RetryRequests(state / "requests", self.writer_client.ask)
         self._heard: list[Event] = []  # not yet told to the brain
@@ -247,9 +247,9 @@ class Supervisor:
                     self._gone(child)
             case ("signal", number):
                 self._signal(number)
-            case ("host", level, facts):
-                self.reporter.host = facts
-                self._think(HostPressure(level=level))
+            case ("host", seen):
+                self.reporter.host = seen
+                self._think(HostPressure(level=seen.level, factor=seen.factor))
             case ("folder",):
                 self._tend_folder()
             case ("brain", thought):

@@ -92,7 +92,8 @@ class ThrottleStatus(Struct, frozen=True, kw_only=True):
     level: str = "normal"  #: `normal`, `reduced` or `paused`
     factor: float = 1.0  #: share of the normal number of calls in flight, 0 to 1
     reason: str = ""
-    cpu_percent: float | None = None
+    cpu_percent: float | None = None  #: of all CPUs, without nice time of others
+    own_cpu_percent: float | None = None  #: of all CPUs, used by this rsd
     memory_percent: float | None = None  #: in use
     disk_free_bytes: int | None = None
 

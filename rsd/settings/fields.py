@@ -228,6 +228,14 @@ class Throttle(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     cpu_reduce_percent: Annotated[
         float, Meta(gt=0, description="CPU above this reduces (above 100: never).")
     ] = 90.0
+    cpu_share_percent: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=100,
+            description="CPU reduces only while rsd itself uses more than this of the host.",
+        ),
+    ] = 25.0
     cpu_seconds: Annotated[
         float, Meta(ge=0, description="How long the CPU must stay above (and below, to recover).")
     ] = 30.0

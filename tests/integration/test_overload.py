@@ -8,15 +8,11 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from PIL import Image
 
@@ -237,137 +233,6 @@ def test_a_picture_that_crashes_its_decoder_takes_no_innocent_along(
         repeated=calls["repeated"],
         recovery="set aside as crashes_worker after the third",
         seen=f"{innocent} innocent pictures have results",
-    )
-
-
-@contextmanager
-def burden(code: str, *arguments: str) -> Iterator[None]:
-    """Another process that takes something of the host, and gives it back at the end."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    try:
-        assert process.stdout is not None
-        process.stdout.readline()
-        yield
-    finally:
-        process.kill()
-        process.wait()
-        for stream in (process.stdin, process.stdout):
-            if stream is not None:
-                stream.close()
-
-
-TAKE_MEMORY = "import sys; b = bytearray(int(sys.argv[1])); b[::4096] = b'x' * len(b[::4096]);"
-TAKE_MEMORY += "print(1, flush=True); sys.stdin.read()"
-TAKE_CPU = "print(1, flush=True)\nwhile True: pass"
-
-
-class InFlight(threading.Thread):
-    """What the simulated generator has in flight, several times a second."""
-
-    def __init__(self, sim: Simulator) -> None:
-        super().__init__(daemon=True)
-        self._sim, self._over = sim, threading.Event()
-        self.seen: list[int] = []
-
-    def run(self) -> None:
-        while not self._over.wait(0.15):
-            self.seen.append(self._sim.stats("generator")["in_flight"])
-
-    def lately(self, count: int = 4) -> list[int]:
-        return self.seen[-count:] if len(self.seen) >= count else []
-
-    def end(self) -> None:
-        self._over.set()
-        self.join()
-
-
-def available_percent() -> float:
-    return 100.0 - float(psutil.virtual_memory().percent)
-
-
-@pytest.mark.slow
-def test_memory_pressure_reduces_then_pauses_and_comes_back(
-    simulator: Make, daemon: MakeDaemon
-) -> None:
-    total = psutil.virtual_memory().total
-    step = 8.0  # percent of the host's memory that each burden takes
-    if available_percent() < 30 or 2 * step / 100 * total > 6 * 1024 * MEBIBYTE:
-        pytest.skip("needs a host with some free memory, but not hundreds of GiB of it")
-    sim = simulator("--generator-seconds", "0.5")
-    d = daemon(
-        sim,
-        *("--candidates", "6", "--gen-workers", "8", "--grade-workers", "8"),
-        RSD_GENERATION_MAX_N="1",
-        RSD_THROTTLE_ENABLED="true",
-        RSD_THROTTLE_CPU_REDUCE_PERCENT="101",
-        RSD_THROTTLE_MEMORY_REDUCE_PERCENT=str(available_percent() - 5),
-        RSD_THROTTLE_MEMORY_PAUSE_PERCENT=str(available_percent() - 12.5),
-    )
-    for seed in range(120):
-        draw(d.images / f"p{seed}.png", seed)
-    flight = InFlight(sim)
-    d.start()
-    flight.start()
-    level = lambda: d.live().get("throttle", {}).get("level")  # noqa: E731
-    wait_for(lambda: max(flight.lately(), default=0) == 8, "full speed")
-    size = str(int(total * step / 100))
-    with burden(TAKE_MEMORY, size):
-        wait_for(lambda: level() == "reduced", "the reduction")
-        wait_for(lambda: 0 < max(flight.lately(8), default=0) <= 4, "half of it in flight")
-        reduced = max(flight.lately(8))
-        with burden(TAKE_MEMORY, size):
-            wait_for(lambda: level() == "paused", "the pause")
-            wait_for(lambda: flight.lately(8) == [0] * 8, "nothing in flight")
-            shown = d.live()
-            assert shown["health"] == "degraded" and "memory" in str(shown["reasons"])
-        wait_for(lambda: max(flight.lately(), default=0) > 0, "work again")
-        reduced_again = max(flight.lately())
-    wait_for(lambda: level() == "normal", "the normal level")
-    wait_for(lambda: max(flight.lately(), default=0) == 8, "full speed again")
-    flight.end()
-    assert d.stop() == 0 and not d.failures()
-    record(
-        "shutdown",
-        f"Another process takes {2 * step:g} % of the host's memory in two steps, and frees it",
-        times=1,
-        lost=len(d.failures()),
-        repeated=sim.stats("generator")["calls"]["repeated"],
-        recovery="by itself, when the memory is free again",
-        seen=f"in flight 8, then {reduced} (reduced), 0 (paused), {reduced_again}, and 8 again",
-    )
-
-
-@pytest.mark.slow
-def test_cpu_pressure_reduces_and_never_pauses(simulator: Make, daemon: MakeDaemon) -> None:
-    sim = simulator("--generator-seconds", "1")
-    d = daemon(
-        sim,
-        *("--candidates", "6", "--gen-workers", "8", "--grade-workers", "8"),
-        RSD_GENERATION_MAX_N="1",
-        RSD_THROTTLE_ENABLED="true",
-        RSD_THROTTLE_CPU_REDUCE_PERCENT="85",
-        RSD_THROTTLE_CPU_SECONDS="2",
-    )
-    for seed in range(60):
-        draw(d.images / f"p{seed}.png", seed)
-    flight = InFlight(sim)
-    with burden(TAKE_CPU), burden(TAKE_CPU):
-        d.start()
-        flight.start()
-        wait_for(lambda: d.live().get("throttle", {}).get("level") == "reduced", "the reduction")
-        wait_for(lambda: 0 < max(flight.lately(12), default=0) <= 4, "half of it in flight")
-        reduced = max(flight.lately(12))
-        assert "CPU" in d.live()["throttle"]["reason"]
-    flight.end()
-    assert d.stop() == 0
-    record(
-        "shutdown",
-        "Other processes take all CPUs",
-        times=1,
-        repeated=sim.stats("generator")["calls"]["repeated"],
-        seen=f"at most {reduced} of 8 in flight (reduced), never 0",
     )
 
 

@@ -372,7 +372,8 @@ class BrainMachine(RuleBasedStateMachine):
 
     @rule(level=st.sampled_from(("normal", "reduced", "paused")))
     def pressure(self, level: str) -> None:
-        self.hub.think(events.HostPressure(level=level))
+        factor = {"normal": 1.0, "reduced": 0.5, "paused": 0.0}[level]
+        self.hub.think(events.HostPressure(level=level, factor=factor))
 
     # ------------------------------------------------------------------------------------ workers
 

@@ -47,7 +47,10 @@ PROMISED: dict[str, tuple[str, ...]] = {
     "rates": (),
     "eta_seconds": (),
     "bottleneck": (),
-    "throttle": ("level", "factor", "reason", "cpu_percent", "memory_percent", "disk_free_bytes"),
+    "throttle": (
+        *("level", "factor", "reason", "cpu_percent", "own_cpu_percent"),
+        *("memory_percent", "disk_free_bytes"),
+    ),
     "endpoints": (),
     "watch": ("path", "mode", "last_scan_age_seconds", "settling"),
 }
@@ -330,6 +333,7 @@ def test_the_screen_says_what_is_wrong(capsys: pytest.CaptureFixture[str], tmp_p
         "factor": 0.25,
         "reason": "CPU at 97 %",
         "cpu_percent": 97.0,
+        "own_cpu_percent": 60.0,
         "memory_percent": 40.0,
         "disk_free_bytes": 5 * 2**30,
     }

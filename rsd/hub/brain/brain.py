@@ -150,8 +150,8 @@ class Brain:
                 self.intake.content_found(event, self._start)
             case ScanDone(only=only):
                 self._scan_done, self.intake.only = True, only
-            case HostPressure(level=level):
-                self.dispatch.set_level(level, self.turn.now)
+            case HostPressure(level=level, factor=factor):
+                self.dispatch.set_level(level, factor)
             case PolicyChanged(policy=policy):
                 self.policy = self.intake.policy = self.rounds.policy = policy
                 self.dispatch.configure(policy)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from collections import Counter, deque
 from collections.abc import Callable
 
@@ -26,9 +27,6 @@ LEASE_GRACE = 60.0
 PREPARE_DEADLINE = 300.0
 #: Seconds that a look at a server's load may take.
 LOOK_DEADLINE = 30.0
-#: Share of the leases left under pressure; it shrinks by the same again every PRESSURE_SECONDS.
-REDUCED, PRESSURE_SECONDS = 0.5, 30.0
-
 #: Ready calls among which one is looked for that its image's own server has room for.
 LOOKAHEAD = 64
 
@@ -47,7 +45,7 @@ class Dispatcher:
         self.pictures: deque[Work] = deque()
         self.level = "normal"
         self.blocked = False  #: the writer cannot write: what is paid for now could be lost
-        self._level_since = 0.0
+        self._factor = 1.0
         self._delayed: list[tuple[float, int, Work]] = []
         self._tie = 0
         self._sampling_probed: set[str] = set()
@@ -169,10 +167,9 @@ class Dispatcher:
         """Most calls of a role in flight, by settings."""
         return self.policy.roles[role].cap
 
-    def set_level(self, level: str, now: float) -> None:
-        """The host's load changed, or goes on."""
-        if level != self.level:
-            self.level, self._level_since = level, now
+    def set_level(self, level: str, factor: float) -> None:
+        """What the host's load allows from now on."""
+        self.level, self._factor = level, factor
 
     @property
     def paused(self) -> bool:
@@ -183,10 +180,7 @@ class Dispatcher:
         """Calls of a role that the host's load allows; never less than one but when paused."""
         if self.paused:
             return 0
-        if self.level == "normal":
-            return self.cap(role)
-        steps = 1 + int((now - self._level_since) / PRESSURE_SECONDS)
-        return max(1, int(self.cap(role) * REDUCED**steps))
+        return max(1, math.ceil(self.cap(role) * self._factor))
 
     # ------------------------------------------------------------------------------------ leases
 

@@ -131,9 +131,12 @@ class ScanDone:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostPressure:
-    """psutil's verdict: `normal`, `reduced` or `paused`."""
+    """The host's load: `normal`, `reduced` or `paused`, and the share of the normal number of
+    requests that it allows (0 to 1; at least one request is allowed but when paused).
+    """
 
     level: str
+    factor: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

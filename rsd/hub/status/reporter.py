@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -15,7 +14,7 @@ import msgspec
 from rsd.hub.brain.events import Ended
 from rsd.hub.brain.view import BrainView
 from rsd.hub.children.writer_client import WriterClient
-from rsd.hub.status import host, systemd, throttle
+from rsd.hub.status import host, systemd
 from rsd.hub.status.document import RECENT_SCORES, Gauge, Surroundings, document
 from rsd.names import display_path
 from rsd.protocol.status import ProcessStatus, RecentScore, Status, ThrottleStatus, WatchStatus
@@ -25,14 +24,14 @@ from rsd.system.files import write_atomically
 
 log = logging.getLogger("rsd")
 
-#: Seconds between two writings of live.json, and between two looks at the host.
-LIVE_SECONDS, HOST_SECONDS = 2.0, 2.0
+#: Seconds between two writings of live.json.
+LIVE_SECONDS = 2.0
 
 Progress = Callable[[Status], None]
 
 
 class Reporter:
-    """Publishes; `host_seen(level, facts)` is called on the throttle thread."""
+    """Publishes; `host_seen` is called on the throttle thread with each look at the host."""
 
     def __init__(
         self,
@@ -44,38 +43,37 @@ class Reporter:
         watch: Callable[[float], WatchStatus],
         children: Callable[[], tuple[ProcessStatus, ...]],
         on_progress: Progress | None,
-        host_seen: Callable[[str, ThrottleStatus], None],
+        host_seen: host.Seen,
     ) -> None:
         self.settings = settings
         self.state = state
         self.notifier = systemd.Notifier()
-        self.throttle = throttle.Throttle(settings.throttle)
+        places = (Path(settings.output_dir), state)
+        self._load = host.LoadWatch(settings.throttle, places, host_seen)
         self.host = ThrottleStatus()
         self.refused = ""  #: why the last reload was, "" when it was not
         self._writer_client, self._watch, self._children = writer_client, watch, children
         self._once = once
         self._on_progress = on_progress
-        self._host_seen = host_seen
         self._gauge = Gauge()
         self._recent: deque[RecentScore] = deque(maxlen=RECENT_SCORES)
         self._started_wall, self._started = time.time(), time.monotonic()
         self._next_live = self._next_feed = 0.0
         self._elsewhere: Path | None = None  # where the last document is, if not in the state
-        self._stop = threading.Event()
 
     def start(self) -> None:
         """Begin to look at the host."""
-        threading.Thread(target=self._sample_host, name="throttle", daemon=True).start()
+        self._load.start()
 
     def stop(self) -> None:
         """Look no more."""
-        self._stop.set()
+        self._load.stop()
         self.take_back()
 
     def follow(self, settings: Settings) -> None:
         """Other settings from now on."""
         self.settings = settings
-        self.throttle = throttle.Throttle(settings.throttle)
+        self._load.follow(settings.throttle)
 
     def ended(self, ended: Ended) -> None:
         """An image came to its end."""
@@ -149,21 +147,3 @@ class Reporter:
         """Remove the status document that lies elsewhere."""
         runtime_dir.remove_pointer(self._elsewhere)
         self._elsewhere = None
-
-    def _sample_host(self) -> None:
-        """The throttle thread: it looks; the level's hysteresis is in `host.Throttle`."""
-        paths = [Path(self.settings.output_dir), self.state]
-        host.prime()
-        wait = 0.0  # the first look at once: a host that is full already must not be filled more
-        while not self._stop.wait(wait):
-            wait = HOST_SECONDS
-            sample = host.sample(paths)
-            level, reason = self.throttle.level(sample, time.monotonic())
-            facts = ThrottleStatus(
-                level=level,
-                reason=reason,
-                cpu_percent=sample.cpu_percent,
-                memory_percent=sample.memory_percent,
-                disk_free_bytes=sample.disk_free_bytes,
-            )
-            self._host_seen(level, facts)
