@@ -19,8 +19,10 @@ POINTWISE, LISTWISE = "{generated_answer}", "{candidate_answers}"
 
 #: 32 hex digits: blake2b-16 of (relative path, version).
 ImageId = str
-#: Seeds of one image lie in [base, base + SEED_SPACE).
+#: Seeds of an image's first candidates lie in [base, base + SEED_SPACE), ...
 SEED_SPACE: Final = 1024
+#: ... and all seeds below this, because some servers take 32 bits with a sign.
+SEEDS: Final = 1 << 31
 #: Reason of a CallError: the disk takes no prepared picture, which is no fault of the picture.
 SPOOL_REFUSED: Final = "spool_refused"
 
@@ -44,8 +46,27 @@ def path_key(path: bytes) -> bytes:
 
 def seed_base(seed: int, sha256: str) -> int:
     """First seed of an image: 31 bits of blake2b over (`--seed`, content), a multiple of 1024."""
-    digest = blake2b(f"{seed}:{sha256}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") % (1 << 31) // SEED_SPACE * SEED_SPACE
+    return _base(f"{seed}:{sha256}")
+
+
+def seed_of(seed: int, sha256: str, index: int) -> int:
+    """Seed of a candidate, below 2**31. No two candidates of an image share one: each further 1,024
+    have a base of their own.
+    """
+    block, offset = divmod(index, SEED_SPACE)
+    base = seed_base(seed, sha256)
+    taken = {base}
+    for number in range(1, block + 1):
+        base = _base(f"{seed}:{sha256}:{number}")
+        while base in taken:
+            base = (base + SEED_SPACE) % SEEDS
+        taken.add(base)
+    return base + offset
+
+
+def _base(salt: str) -> int:
+    digest = blake2b(salt.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % SEEDS // SEED_SPACE * SEED_SPACE
 
 
 class ImageStatus(StrEnum):

@@ -8,29 +8,30 @@ from rsd.protocol.vocabulary import Arm, Recipe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
-    """An image at the end of a round: all that was drawn has its grades, or never will."""
+class ImageState:
+    """An image at the end of a round: all that was bought has come, or never will."""
 
     recipe: Recipe
     sha256: str
-    drawn: int  #: candidates asked for so far
+    planned: int  #: candidates bought so far, and the index of the next one
     rounds: int
     allotment: int  #: 1, plus one for each `retry --low`
-    scores: dict[int, float]  #: candidate index -> mean of its grades
+    bought: dict[int, int]  #: candidate that a grader may see -> its gradings under the rubric
+    scores: dict[int, float]  #: candidate -> mean of its grades under the recipe's rubric
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """Draw these: (arm, explore), in the order of their indices."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Buy:
+    """Candidates and gradings, each bought for itself. Raises ValueError when it is neither."""
 
-    draws: tuple[tuple[Arm, bool], ...]
+    #: (arm, explore), for the indices from `ImageState.planned` on.
+    samples: tuple[tuple[Arm, bool], ...] = ()
+    #: (candidate, how many more grades), of old candidates and of those of this step.
+    gradings: tuple[tuple[int, int], ...] = ()
 
-
-@dataclass(frozen=True, slots=True)
-class Regrade:
-    """Ask for one more grade of each of these candidates."""
-
-    indices: tuple[int, ...]
+    def __post_init__(self) -> None:
+        if not self.samples and not self.gradings:
+            raise ValueError("a step that buys nothing would never end")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,4 +43,4 @@ class Stop:
     reason: str
 
 
-Step = Sample | Regrade | Stop
+Step = Buy | Stop

@@ -11,27 +11,35 @@ from itertools import product
 from typing import TypeVar
 
 from rsd.protocol.vocabulary import Arm, Recipe, SamplingParams
-from rsd.strategy.base import Progress, Sample, Step, Stop
+from rsd.strategy.base import Buy, ImageState, Step, Stop
 
 T = TypeVar("T")
 
-#: Draws of a round when a stop score may end the image after it. Small rounds save calls, large
-#: ones keep more requests in flight; three is the first round of the adaptive policy's study.
+#: Candidates of a round when a stop score may end the image after it. Small rounds save calls,
+#: large ones keep more requests in flight; three is the first round of the adaptive policy's study.
 STOP_ROUND = 3
 
 
-def next_step(progress: Progress) -> Step:
+def next_step(state: ImageState) -> Step:
     """The only door: what to do with an image whose round is over."""
-    best = winner(progress.scores)
-    stop_score = progress.recipe.stop_score
-    if stop_score is not None and best is not None and progress.scores[best] >= stop_score:
-        return Stop(best, progress.scores[best], "stop_score")
-    wanted = progress.recipe.candidates * progress.allotment
-    if progress.drawn < wanted:
-        end = wanted if stop_score is None else min(wanted, progress.drawn + STOP_ROUND)
-        arms = plan(progress.recipe, progress.sha256, wanted)[progress.drawn : end]
-        return Sample(tuple((arm, False) for arm in _together(arms)))
-    return Stop(best, progress.scores[best] if best is not None else 0.0, "all_drawn")
+    recipe = state.recipe
+    lacking = {i: recipe.repeats - bought for i, bought in sorted(state.bought.items())}
+    if any(count > 0 for count in lacking.values()):
+        # They were graded under another rubric, or less often.
+        return Buy(gradings=tuple((i, count) for i, count in lacking.items() if count > 0))
+    best = winner(state.scores)
+    stop_score = recipe.stop_score
+    if stop_score is not None and best is not None and state.scores[best] >= stop_score:
+        return Stop(best, state.scores[best], "stop_score")
+    wanted = recipe.candidates * state.allotment
+    if state.planned < wanted:
+        end = wanted if stop_score is None else min(wanted, state.planned + STOP_ROUND)
+        arms = plan(recipe, state.sha256, wanted)[state.planned : end]
+        return Buy(
+            samples=tuple((arm, False) for arm in _together(arms)),
+            gradings=tuple((i, recipe.repeats) for i in range(state.planned, end)),
+        )
+    return Stop(best, state.scores[best] if best is not None else 0.0, "all_drawn")
 
 
 def winner(scores: dict[int, float]) -> int | None:
@@ -40,9 +48,9 @@ def winner(scores: dict[int, float]) -> int | None:
 
 
 def plan(recipe: Recipe, sha256: str, count: int) -> list[Arm]:
-    """The first `count` draws of an image.
+    """The arms of the first `count` candidates of an image.
 
-    `random`: prompts in equal shares, parameters drawn without replacement from the product of the
+    `random`: prompts in equal shares, parameters taken without replacement from the product of the
     ranges (a new shuffle begins when all are used). `grid`: the product itself, prompt by prompt.
     """
     combinations = [

@@ -492,7 +492,7 @@ def _forget(txn: Transaction, candidate_key: bytes, row: bytes) -> None:
     stats = txn.stats()
     stats.generated -= 1
     stats.generation_time = 0.0
-    stats.generator_output_tokens = 0
+    stats.generator_input_tokens = stats.generator_output_tokens = 0
     txn.put("stats", b"all", stats)
     for name, _ in txn.scan("tallies"):
         txn.delete("tallies", name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
+from collections import Counter
 
 import msgspec
 import pytest
@@ -13,7 +14,14 @@ from rsd.hub.brain import events
 from rsd.hub.brain.limits import DOWN, EndpointLimit
 from rsd.hub.children.local import Child
 from rsd.hub.policy import decode_bytes, refuse_fixed, waiting_for_restart
-from rsd.protocol.tasks import Decoding, Failed, Prepare, from_worker_decoder
+from rsd.protocol.tasks import (
+    Decoding,
+    Failed,
+    Generate,
+    GradeCandidates,
+    Prepare,
+    from_worker_decoder,
+)
 from rsd.protocol.vocabulary import CallError, Role
 from rsd.settings.fields import Images, Settings, Watch
 from tests.unit.world import World, policy
@@ -62,13 +70,32 @@ def test_a_lack_of_memory_fails_nothing() -> None:
         seen[key] = seen.get(key, 0) + 1
         return short if seen[key] % 4 else None
 
-    world = World(random.Random(2), policy(max_attempts=1), trouble)
+    world = World(random.Random(2), policy(max_attempts=30), trouble)
     world.run([b"a", b"b"])
     assert len(world.store.decided) == 2 and not world.store.failed
 
 
+@pytest.mark.parametrize("kind", [Prepare, Generate, GradeCandidates])
+def test_a_lack_of_memory_is_tried_as_often_as_other_errors(kind: type) -> None:
+    short = CallError(error=ErrorClass.TRANSIENT, message="short", reason=OUT_OF_MEMORY)
+    tries: Counter[object] = Counter()
+
+    def trouble(task: object, now: float) -> CallError | None:
+        if not isinstance(task, kind):
+            return None
+        about = getattr(task, "samples", getattr(task, "answers", ()))
+        tries[task.image, about] += 1  # type: ignore[attr-defined]
+        return short
+
+    world = World(random.Random(4), policy(max_attempts=4, max_n=1), trouble)
+    world.run([b"a", b"b"])
+    reasons = {Prepare: OUT_OF_MEMORY, Generate: "no_candidate", GradeCandidates: "ungraded"}
+    assert [a.reason for a in world.store.aside.values()] == [reasons[kind]] * 2
+    assert set(tries.values()) == {4}
+
+
 def test_a_lack_of_memory_is_not_the_endpoints_fault() -> None:
-    world = World(random.Random(3), policy())
+    world = World(random.Random(3), policy(max_attempts=1_000))
     world.open([b"a"])
     short = CallError(error=ErrorClass.TRANSIENT, message="short", reason=OUT_OF_MEMORY)
     for _ in range(50):

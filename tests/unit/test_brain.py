@@ -54,9 +54,9 @@ def test_every_image_ends_once_with_the_best_of_its_scores(with_recipe: Recipe) 
     assert [a.status for a in world.store.aside.values()] == ["duplicate"]
     for image, decided in world.store.decided.items():
         scores: dict[int, list[float]] = {}
-        for (of, index, _), score in world.store.grades.items():
+        for (of, index, _), grade in world.store.grades.items():
             if of == image:
-                scores.setdefault(index, []).append(score)
+                scores.setdefault(index, []).append(grade.score)
         means = {i: sum(s) / len(s) for i, s in scores.items()}
         assert all(len(s) == with_recipe.repeats for s in scores.values())
         assert decided.score == max(means.values()) == means[decided.winner]

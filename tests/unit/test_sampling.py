@@ -9,22 +9,23 @@ from hypothesis import strategies as st
 
 from rsd.hub.brain.image import ActiveImage, requests_per_image
 from rsd.protocol.vocabulary import ImageInfo, seed_base
-from rsd.strategy.base import Progress, Sample, Stop
+from rsd.strategy.base import Buy, ImageState, Stop
 from rsd.strategy.fixed import STOP_ROUND, next_step, plan
 from tests.unit.world import recipe
 
 
-def progress(**changes: object) -> Progress:
+def state(**changes: object) -> ImageState:
     values: dict[str, object] = {
         "recipe": recipe(),
         "sha256": "ab" * 32,
-        "drawn": 0,
+        "planned": 0,
         "rounds": 0,
         "allotment": 1,
+        "bought": {},
         "scores": {},
     }
     values.update(changes)
-    return Progress(**values)  # type: ignore[arg-type]
+    return ImageState(**values)  # type: ignore[arg-type]
 
 
 @given(st.integers(0, 1000), st.integers(1, 40))
@@ -58,33 +59,31 @@ def test_grid_is_the_full_product_once() -> None:
 
 
 def test_one_round_of_all_without_a_stop_score() -> None:
-    step = next_step(progress(recipe=recipe(candidates=12)))
-    assert isinstance(step, Sample)
-    assert len(step.draws) == 12
+    step = next_step(state(recipe=recipe(candidates=12)))
+    assert isinstance(step, Buy)
+    assert len(step.samples) == 12
 
 
 def test_rounds_with_a_stop_score_end_at_it() -> None:
     with_stop = recipe(candidates=9, stop_score=80.0)
-    first = next_step(progress(recipe=with_stop))
-    assert isinstance(first, Sample) and len(first.draws) == STOP_ROUND
+    first = next_step(state(recipe=with_stop))
+    assert isinstance(first, Buy) and len(first.samples) == STOP_ROUND
     low = {0: 10.0, 1: 79.9, 2: 30.0}
-    assert isinstance(next_step(progress(recipe=with_stop, drawn=3, scores=low)), Sample)
+    assert isinstance(next_step(state(recipe=with_stop, planned=3, scores=low)), Buy)
     high = {0: 10.0, 1: 80.0, 2: 30.0}
-    assert next_step(progress(recipe=with_stop, drawn=3, scores=high)) == Stop(
-        1, 80.0, "stop_score"
-    )
+    assert next_step(state(recipe=with_stop, planned=3, scores=high)) == Stop(1, 80.0, "stop_score")
 
 
 def test_ties_go_to_the_lowest_index_and_nothing_graded_to_none() -> None:
     scores = {2: 50.0, 1: 90.0, 0: 90.0}
-    assert next_step(progress(drawn=3, scores=scores)) == Stop(0, 90.0, "all_drawn")
-    assert next_step(progress(drawn=3)) == Stop(None, 0.0, "all_drawn")
+    assert next_step(state(planned=3, scores=scores)) == Stop(0, 90.0, "all_drawn")
+    assert next_step(state(planned=3)) == Stop(None, 0.0, "all_drawn")
 
 
 def test_a_second_allotment_draws_as_many_again() -> None:
-    step = next_step(progress(drawn=3, allotment=2, scores={0: 1.0}))
-    assert isinstance(step, Sample)
-    assert len(step.draws) == 3
+    step = next_step(state(planned=3, allotment=2, scores={0: 1.0}))
+    assert isinstance(step, Buy)
+    assert len(step.samples) == 3
 
 
 def image(**changes: object) -> ActiveImage:
@@ -96,21 +95,21 @@ def test_equal_draws_share_requests_and_keep_their_own_seeds() -> None:
     sketch = image(
         prompts={"p": "x"}, temperatures=(1.0,), top_ps=(0.9,), top_ks=(40,), candidates=10
     )
-    step = next_step(sketch.progress())
-    assert isinstance(step, Sample)
-    sketch.take_step(sketch.plan_round(step.draws))
-    requests = sketch.to_generate(list(sketch.draws), 4)
+    step = next_step(sketch.state())
+    assert isinstance(step, Buy)
+    sketch.take_step(sketch.plan_step(step))
+    requests = sketch.to_generate(list(sketch.candidates), 4)
     assert requests == [(0, 1, 2, 3), (4, 5, 6, 7), (8, 9)]
     base = seed_base(0, "ab" * 32)
     assert base % 1024 == 0 and base < 2**31
-    assert [d.planned.seed for d in sketch.draws.values()] == [base + i for i in range(10)]
+    assert [d.planned.seed for d in sketch.candidates.values()] == [base + i for i in range(10)]
 
 
 def test_temperature_zero_never_shares_a_request() -> None:
     cold = image(prompts={"p": "x"}, temperatures=(0.0,), top_ps=(0.9,), top_ks=(40,), candidates=3)
-    step = next_step(cold.progress())
-    assert isinstance(step, Sample)
-    cold.take_step(cold.plan_round(step.draws))
+    step = next_step(cold.state())
+    assert isinstance(step, Buy)
+    cold.take_step(cold.plan_step(step))
     assert cold.to_generate([0, 1, 2], 16) == [(0,), (1,), (2,)]
 
 

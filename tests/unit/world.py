@@ -24,8 +24,10 @@ from rsd.hub.brain.events import (
     RolePolicy,
 )
 from rsd.protocol.facts import (
+    CallSpent,
     CandidateGraded,
     CandidateMade,
+    DecodeCrashed,
     Fact,
     GradingFailed,
     ImageDecided,
@@ -52,6 +54,8 @@ from rsd.protocol.tasks import (
 )
 from rsd.protocol.vocabulary import (
     CallError,
+    Candidate,
+    Grade,
     ImageInfo,
     Rates,
     Recipe,
@@ -65,6 +69,7 @@ from rsd.protocol.writer_talk import (
     Committed,
     ContentFound,
     FindContent,
+    ImageHistory,
     QueuedImage,
     ReadBacklog,
 )
@@ -161,13 +166,15 @@ class Store:
 
     queue: list[QueuedImage] = field(default_factory=list)
     owners: dict[str, str] = field(default_factory=dict)
-    candidates: dict[tuple[str, int], str] = field(default_factory=dict)
-    grades: dict[tuple[str, int, int], float] = field(default_factory=dict)
+    candidates: dict[tuple[str, int], Candidate] = field(default_factory=dict)
+    grades: dict[tuple[str, int, int], Grade] = field(default_factory=dict)
     failed: set[tuple[str, int]] = field(default_factory=set)
     decided: dict[str, ImageDecided] = field(default_factory=dict)
     aside: dict[str, ImageSetAside] = field(default_factory=dict)
     started: dict[str, ImageStarted] = field(default_factory=dict)
     steps: list[StepChosen] = field(default_factory=list)
+    spent: list[CallSpent] = field(default_factory=list)
+    crashes: list[str] = field(default_factory=list)
     seq: int = 0
 
     def apply(self, fact: Fact) -> None:
@@ -191,21 +198,61 @@ class Store:
             case CandidateMade(image=image, candidate=candidate):
                 assert image not in self.decided, "work for a decided image"
                 assert (image, candidate.index) not in self.candidates, "made twice"
-                self.candidates[image, candidate.index] = candidate.content
+                self.candidates[image, candidate.index] = candidate
             case CandidateGraded(image=image, grade=grade):
                 assert image not in self.decided, "work for a decided image"
                 assert (image, grade.index, grade.number) not in self.grades, "graded twice"
-                self.grades[image, grade.index, grade.number] = grade.score
+                self.grades[image, grade.index, grade.number] = grade
             case SampleFailed(image=image, index=index):
                 self.failed.add((image, index))
             case GradingFailed():
                 pass
+            case CallSpent():
+                self.spent.append(fact)
+            case DecodeCrashed(image=image):
+                self.crashes.append(image)
             case ImageDecided(image=image):
                 assert image not in self.decided
                 self.decided[image] = fact
             case ImageSetAside(image=image):
                 assert image not in self.decided
                 self.aside[image] = fact
+
+    def retry(self, path: bytes) -> None:
+        """A person asks for a decided image again."""
+        image = image_id(path, 0)
+        info = self.started.pop(image).info
+        self.decided.pop(image, None)
+        self.aside.pop(image, None)
+        self.failed = {where for where in self.failed if where[0] != image}
+        row = QueuedImage(
+            queue_seq=len(self.queue) + 1,
+            image=image,
+            path=path,
+            version=0,
+            status="queued",
+            sha256=info.sha256,
+            started=True,
+        )
+        self.queue.append(row)
+
+    def history(self, image: str, info: ImageInfo) -> ImageHistory:
+        """All that is known of an image."""
+        return ImageHistory(
+            image=image,
+            path=b"",
+            version=0,
+            sha256=info.sha256,
+            info=info,
+            config="",
+            decision=0,
+            allotment=1,
+            steps=tuple(s for s in self.steps if s.image == image),
+            candidates=tuple(c for (i, _), c in self.candidates.items() if i == image),
+            grades=tuple(g for (i, _, _), g in self.grades.items() if i == image),
+            failed_samples=tuple(index for i, index in self.failed if i == image),
+            failed_grades=(),
+        )
 
 
 class World:
@@ -276,7 +323,7 @@ class World:
         self.hire(Role(worker.partition("-")[0]))
 
     def open(self, paths: list[bytes]) -> None:
-        self.think(events.Started(backlog_high=0, dialects=()))
+        self.think(events.Started(backlog_high=len(self.store.queue), dialects=()))
         for _ in range(2):
             self.hire(Role.GENERATE)
             self.hire(Role.GRADE)
@@ -338,9 +385,23 @@ class World:
         elif isinstance(query, FindContent):
             owner = self.store.owners.get(query.sha256)
             asker = query.image
+            rows = {q.image: q for q in self.store.queue if q.started}
+            history = None
+            if asker in rows:
+                history = self.store.history(asker, info_of(rows[asker].path))
             self.think(
-                ContentFound(query=query.query, sha256=query.sha256, image=asker, owner=owner)
+                ContentFound(
+                    query=query.query,
+                    sha256=query.sha256,
+                    image=asker,
+                    owner=owner,
+                    history=history,
+                )
             )
+
+    def score(self, task: GradeCandidates, content: str, number: int) -> float:
+        """What the grader gives."""
+        return score(content, number)
 
     def work(self, lease: int, task: object):
         error = self.trouble(task, self.now)
@@ -374,7 +435,10 @@ class World:
             lease=lease,
             grades=tuple(
                 GradeGiven(
-                    index=a.index, number=a.number, score=score(a.content, a.number), explanation=""
+                    index=a.index,
+                    number=a.number,
+                    score=self.score(task, a.content, a.number),
+                    explanation="",
                 )
                 for a in task.answers
             ),

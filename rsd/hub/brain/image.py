@@ -1,4 +1,4 @@
-"""One active image: what was drawn, what is made, what is graded, what is missing. Pure."""
+"""One active image: what was planned, what is made, what is graded, what is missing. Pure."""
 
 from __future__ import annotations
 
@@ -6,34 +6,41 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+import msgspec
+
 from rsd.hub.brain.queue import Work
-from rsd.protocol.facts import PlannedSample, StepChosen
+from rsd.protocol.facts import PlannedGrading, PlannedSample, StepChosen
 from rsd.protocol.tasks import Answer
-from rsd.protocol.vocabulary import (
-    SEED_SPACE,
-    Arm,
-    Candidate,
-    ImageId,
-    ImageInfo,
-    Recipe,
-    seed_base,
-)
+from rsd.protocol.vocabulary import Candidate, ImageId, ImageInfo, Recipe, seed_of
 from rsd.protocol.writer_talk import ImageHistory
-from rsd.strategy.base import Progress
+from rsd.strategy.base import Buy, ImageState
 from rsd.strategy.fixed import plan
 
 
 @dataclass(slots=True)
-class Draw:
+class Grading:
+    """One grade that was bought, and what became of it."""
+
+    rubric: str
+    round: int  #: of the step that bought it
+    score: float | None = None
+    failed: bool = False  #: no grade, and none will be asked for
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more is expected of it."""
+        return self.failed or self.score is not None
+
+
+@dataclass(slots=True)
+class CandidateState:
     """One planned candidate and what became of it."""
 
     planned: PlannedSample
     round: int
-    wanted: int  #: grades
     candidate: Candidate | None = None
     failed: bool = False  #: no answer, and none will be asked for
-    grades: dict[int, float] = field(default_factory=dict)  #: number -> score
-    failed_grades: set[int] = field(default_factory=set)
+    gradings: dict[int, Grading] = field(default_factory=dict)  #: by number, of all rubrics
 
     @property
     def gradable(self) -> bool:
@@ -42,21 +49,30 @@ class Draw:
 
     @property
     def answered(self) -> bool:
-        """Whether generation is over for this draw."""
+        """Whether generation is over."""
         return self.failed or self.candidate is not None
 
-    def missing(self) -> list[int]:
-        """Numbers of the grades that are still to come."""
+    @property
+    def next_number(self) -> int:
+        """The number of the next grade."""
+        return max(self.gradings, default=-1) + 1
+
+    def bought(self, rubric: str) -> int:
+        """Gradings of a rubric, whatever became of them."""
+        return sum(g.rubric == rubric for g in self.gradings.values())
+
+    def missing(self, rubric: str) -> list[int]:
+        """Numbers of a rubric's grades that are still to come."""
         if not self.gradable:
             return []
-        return [
-            n for n in range(self.wanted) if n not in self.grades and n not in self.failed_grades
-        ]
+        return sorted(n for n, g in self.gradings.items() if g.rubric == rubric and not g.over)
 
-    @property
-    def settled(self) -> bool:
-        """Whether nothing more is expected of this draw."""
-        return self.answered and not self.missing()
+    def score(self, rubric: str) -> float | None:
+        """Mean of the grades of a rubric."""
+        scores = [
+            g.score for g in self.gradings.values() if g.rubric == rubric and g.score is not None
+        ]
+        return sum(scores) / len(scores) if scores else None
 
 
 @dataclass(slots=True)
@@ -72,12 +88,17 @@ class ActiveImage:
     decision: int = 0  #: decisions made before
     allotment: int = 1
     rounds: int = 0
-    draws: dict[int, Draw] = field(default_factory=dict)
+    candidates: dict[int, CandidateState] = field(default_factory=dict)
     endpoint: str = ""  #: generator endpoint that has the picture in its caches
     grader: str = ""
     choosing: bool = False  #: at a barrier, or its next step is not durable yet
-    parked: list[Work] = field(default_factory=list)  #: until its spool file is written again
+    #: Calls until their spool file is written again: that of the half picture, or of the whole.
+    parked: dict[bool, list[Work]] = field(default_factory=lambda: {False: [], True: []})
     last_error: str = ""
+    rubric: str = ""  #: of the grades that count
+
+    def __post_init__(self) -> None:
+        self.rubric = self.recipe.rubric
 
     @property
     def sha256(self) -> str:
@@ -85,38 +106,73 @@ class ActiveImage:
         return self.info.sha256
 
     @property
-    def settled(self) -> bool:
+    def round_complete(self) -> bool:
         """The barrier of the round: nothing is missing."""
-        return all(d.settled for d in self.draws.values())
+        return all(c.answered and not c.missing(self.rubric) for c in self.candidates.values())
+
+    def grade_as(self, current: Recipe) -> bool:
+        """Take over the grader of the settings: its calls go to that one, whatever the image was
+        started with. The template stays. True when that is another rubric.
+        """
+        self.recipe = msgspec.structs.replace(
+            self.recipe,
+            grader_model=current.grader_model,
+            reasoning_effort=current.reasoning_effort,
+        )
+        before, self.rubric = self.rubric, self.recipe.rubric
+        return self.rubric != before
+
+    def missing(self, index: int) -> list[int]:
+        """Numbers of a candidate's grades that are still to come."""
+        return self.candidates[index].missing(self.rubric)
 
     def scores(self) -> dict[int, float]:
         """Candidate index -> mean of its grades."""
-        return {
-            i: sum(d.grades.values()) / len(d.grades) for i, d in self.draws.items() if d.grades
-        }
+        found = ((i, c.score(self.rubric)) for i, c in self.candidates.items())
+        return {i: score for i, score in found if score is not None}
 
-    def progress(self) -> Progress:
-        """What the sampling strategy needs to know."""
-        return Progress(
+    def state(self) -> ImageState:
+        """What the strategy needs to know."""
+        return ImageState(
             recipe=self.recipe,
             sha256=self.sha256,
-            drawn=len(self.draws),
+            planned=self._next_index,
             rounds=self.rounds,
             allotment=self.allotment,
+            bought={i: c.bought(self.rubric) for i, c in self.candidates.items() if c.gradable},
             scores=self.scores(),
         )
 
-    def plan_round(self, draws: tuple[tuple[Arm, bool], ...]) -> StepChosen:
-        """The step that draws these arms at the next free indices."""
-        base = seed_base(self.recipe.seed, self.sha256)
-        first = max(self.draws, default=-1) + 1
+    @property
+    def _next_index(self) -> int:
+        return max(self.candidates, default=-1) + 1
+
+    def plan_step(self, buy: Buy) -> StepChosen:
+        """The step that buys this: candidates at the next free indices, grades with the next free
+        numbers. The candidates of a list are graded under one number.
+        """
+        first, seed = self._next_index, self.recipe.seed
+        samples = tuple(
+            PlannedSample(index=i, arm=arm, seed=seed_of(seed, self.sha256, i), explore=explore)
+            for i, (arm, explore) in enumerate(buy.samples, first)
+        )
+        free = {
+            i: self.candidates[i].next_number if i in self.candidates else 0
+            for i, _ in buy.gradings
+        }
+        if self.recipe.listwise:
+            free = dict.fromkeys(free, max(free.values(), default=0))
+        gradings = tuple(
+            PlannedGrading(index=i, number=number)
+            for i, count in buy.gradings
+            for number in range(free[i], free[i] + count)
+        )
         return StepChosen(
             image=self.image,
             round=self.rounds,
-            samples=tuple(
-                PlannedSample(index=i, arm=arm, seed=base + i % SEED_SPACE, explore=explore)
-                for i, (arm, explore) in enumerate(draws, first)
-            ),
+            samples=samples,
+            gradings=gradings,
+            rubric=self.rubric,
         )
 
     def take_step(self, step: StepChosen) -> None:
@@ -124,27 +180,31 @@ class ActiveImage:
         self.choosing = False
         self.rounds = max(self.rounds, step.round + 1)
         for planned in step.samples:
-            if planned.index not in self.draws:
-                self.draws[planned.index] = Draw(planned, step.round, self.recipe.repeats)
-        for index in step.regrade:
-            if index in self.draws:
-                self.draws[index].wanted += 1
+            self.candidates.setdefault(planned.index, CandidateState(planned, step.round))
+        for grading in step.gradings:
+            candidate = self.candidates.get(grading.index)
+            if candidate is not None:
+                new = Grading(step.rubric, step.round)
+                candidate.gradings.setdefault(grading.number, new)
 
     def to_generate(self, indices: list[int], max_n: int) -> list[tuple[int, ...]]:
-        """Requests for these draws: neighbours with the same arm share one, up to `max_n`.
+        """Requests for these candidates: neighbours with the same arm and consecutive seeds share
+        one, up to `max_n`.
 
         Temperature 0 never shares: vLLM refuses it with `n`, and the answers would be equal.
         """
         requests: list[list[int]] = []
         for index in sorted(indices):
-            arm = self.draws[index].planned.arm
+            planned = self.candidates[index].planned
             last = requests[-1] if requests else []
+            first = self.candidates[last[0]].planned if last else planned
             if (
                 last
                 and last[-1] == index - 1
                 and len(last) < max_n
-                and self.draws[last[0]].planned.arm == arm
-                and arm.params.temperature > 0
+                and first.arm == planned.arm
+                and first.seed + len(last) == planned.seed
+                and planned.arm.params.temperature > 0
             ):
                 last.append(index)
             else:
@@ -152,44 +212,46 @@ class ActiveImage:
         return [tuple(r) for r in requests]
 
     def to_grade(self, indices: Iterable[int] | None = None) -> list[tuple[tuple[int, ...], int]]:
-        """Grading calls that these answers (default: all) make possible: (indices, grade number).
+        """Grading calls that these candidates (default: all) make possible: (indices, number).
 
-        Pointwise: one candidate a call. Listwise: a round is judged when it is complete, and its
-        lists are always the same, whatever is graded already: a call that is made again after a
-        crash must show the judge what the first one did.
+        Pointwise: one candidate a call. Listwise: what a step buys is graded when all of it is
+        generated, and its lists are always the same, whatever is graded already: a call that is
+        made again after a crash must show the grader what the first one did.
         """
-        chosen = sorted(self.draws if indices is None else indices)
+        chosen = sorted(self.candidates if indices is None else indices)
         if not self.recipe.listwise:
-            return [((i,), number) for i in chosen for number in self.draws[i].missing()]
-        rounds = sorted({self.draws[i].round for i in chosen})
-        return [
-            call
-            for number in rounds
-            if self.round_generated(number)
-            for call in self._lists(number)
-        ]
+            return [((i,), number) for i in chosen for number in self.missing(i)]
+        rounds = {
+            grading.round
+            for i in chosen
+            for grading in self.candidates[i].gradings.values()
+            if grading.rubric == self.rubric
+        }
+        return [call for number in sorted(rounds) for call in self._lists(number)]
 
     def _lists(self, round_number: int) -> list[tuple[tuple[int, ...], int]]:
-        mine = sorted(i for i, d in self.draws.items() if d.round == round_number and d.gradable)
-        count = -(-len(mine) // self.recipe.list_size)
-        bounds = [k * len(mine) // count for k in range(count + 1)] if count else []
-        wanted = max((self.draws[i].wanted for i in mine), default=0)
-        return [
-            (tuple(mine[a:b]), number)
-            for a, b in pairwise(bounds)
-            for number in range(wanted)
-            if any(number in self.draws[i].missing() for i in mine[a:b])
-        ]
-
-    def round_generated(self, round_number: int) -> bool:
-        """Whether every draw of a round has its answer or never will."""
-        return all(d.answered for d in self.draws.values() if d.round == round_number)
+        members: dict[int, list[int]] = {}  # grade number -> candidates
+        for index, candidate in sorted(self.candidates.items()):
+            for number, grading in candidate.gradings.items():
+                if grading.round == round_number and grading.rubric == self.rubric:
+                    if not candidate.answered:
+                        return []
+                    if candidate.gradable:
+                        members.setdefault(number, []).append(index)
+        calls = []
+        for number, mine in members.items():
+            count = -(-len(mine) // self.recipe.list_size)
+            bounds = [k * len(mine) // count for k in range(count + 1)]
+            for a, b in pairwise(bounds):
+                if any(number in self.missing(i) for i in mine[a:b]):
+                    calls.append((tuple(mine[a:b]), number))
+        return sorted(calls, key=lambda call: (call[0][0], call[1]))
 
     def answers(self, indices: tuple[int, ...], number: int) -> tuple[Answer, ...]:
         """What a grading call is given."""
         found = []
         for index in indices:
-            candidate = self.draws[index].candidate
+            candidate = self.candidates[index].candidate
             if candidate is not None:
                 found.append(Answer(index=index, number=number, content=candidate.content))
         return tuple(found)
@@ -198,8 +260,8 @@ class ActiveImage:
     def from_history(
         cls, history: ImageHistory, recipe: Recipe, info: ImageInfo | None = None
     ) -> ActiveImage:
-        """Continue where an earlier life ended. Draws whose prompt is gone from the recipe and that
-        were never answered count as failed.
+        """Continue where an earlier life ended. Candidates that were never made and whose prompt is
+        gone from the recipe count as failed.
         """
         self = cls(
             image=history.image,
@@ -213,28 +275,34 @@ class ActiveImage:
         )
         for step in sorted(history.steps, key=lambda s: s.round):
             self.take_step(step)
-        for candidate in history.candidates:
-            if candidate.index in self.draws:
-                self.draws[candidate.index].candidate = candidate
+        for made in history.candidates:
+            if made.index in self.candidates:
+                self.candidates[made.index].candidate = made
         for grade in history.grades:
-            if grade.index in self.draws:
-                self.draws[grade.index].grades[grade.number] = grade.score
+            if grade.index in self.candidates:
+                gradings = self.candidates[grade.index].gradings
+                bought = gradings.get(grade.number)
+                round_number = bought.round if bought is not None else 0
+                gradings[grade.number] = Grading(grade.rubric, round_number, grade.score)
         for index in history.failed_samples:
-            if index in self.draws:
-                self.draws[index].failed = True
+            if index in self.candidates:
+                self.candidates[index].failed = True
         for index, number in history.failed_grades:
-            if index in self.draws:
-                self.draws[index].failed_grades.add(number)
-        for draw in self.draws.values():
-            if draw.candidate is None and draw.planned.arm.prompt_key not in recipe.prompts:
-                draw.failed = True
+            if index in self.candidates and number in self.candidates[index].gradings:
+                self.candidates[index].gradings[number].failed = True
+        for candidate in self.candidates.values():
+            if (
+                candidate.candidate is None
+                and candidate.planned.arm.prompt_key not in recipe.prompts
+            ):
+                candidate.failed = True
         return self
 
 
 def requests_per_image(recipe: Recipe, max_n: int) -> int:
-    """Requests that an image's plan takes, draws with the same arm sharing one."""
+    """Requests that an image's plan takes, candidates with the same arm sharing one."""
     info = ImageInfo(sha256="", width=1, height=1, format="", bytes=0)
     sketch = ActiveImage("", b"", 0, info, recipe, "")
     arms = plan(recipe, "", recipe.candidates)
-    sketch.take_step(sketch.plan_round(tuple((arm, False) for arm in arms)))
-    return max(1, len(sketch.to_generate(list(sketch.draws), max_n)))
+    sketch.take_step(sketch.plan_step(Buy(samples=tuple((arm, False) for arm in arms))))
+    return max(1, len(sketch.to_generate(list(sketch.candidates), max_n)))

@@ -9,16 +9,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Container
 
-from rsd.errors import ErrorClass
 from rsd.hub.brain.dispatch import Dispatcher
 from rsd.hub.brain.events import Ask, Policy
-from rsd.hub.brain.outcomes import Retry, after_failure, pause
 from rsd.hub.brain.queue import Work, WorkKind
 from rsd.hub.brain.turn import Turn
 from rsd.protocol.facts import DecodeCrashed, ImageChecked, ImageSetAside
 from rsd.protocol.tasks import Prepare
 from rsd.protocol.vocabulary import (
-    SPOOL_REFUSED,
     CallError,
     ImageId,
     ImageInfo,
@@ -182,18 +179,15 @@ class Intake:
             owner = mine
             start(queued, info, found)
 
+    def waits_for(self, work: Work) -> bool:
+        """Whether this picture is still wanted."""
+        return work.queued is not None and work.image in self.preparing
+
     def failed(self, work: Work, error: CallError) -> None:
-        """A picture could not be prepared."""
+        """A picture cannot be prepared; it is looked at again only while it may still grow."""
         queued = work.queued
         if queued is None or work.image not in self.preparing:
             return
-        if self.waits_for_disk(work, error):
-            return
-        if error.error is not ErrorClass.BAD_IMAGE:
-            verdict = after_failure(work, error, True, self.turn.now, self.policy)
-            if isinstance(verdict, Retry):
-                self.dispatch.later(work, verdict.at)
-                return
         if error.reason in ("truncated", "empty") and self._still_young(work):
             at = self.turn.now + self.policy.patience / LOOKS_WHILE_YOUNG
             self.dispatch.later(work, at)
@@ -206,16 +200,6 @@ class Intake:
         status = "withdrawn" if error.reason == "vanished" else "failed"
         reason = error.reason or error.error.value
         self._set_aside(queued, status, reason, message=error.message, sha256=error.sha256 or "")
-
-    def waits_for_disk(self, work: Work, error: CallError) -> bool:
-        """Whether the spool takes no picture; that is held against none, and tried again."""
-        if error.reason != SPOOL_REFUSED:
-            return False
-        if not self.refused:
-            self.turn.log("error", f"cannot write: {error.message}; nothing is lost, work waits")
-        self.refused = error.message
-        self.dispatch.later(work, self.turn.now + pause(work, self.policy))
-        return True
 
     def crashed(self, image: ImageId) -> bool:
         """A worker died decoding this picture; True when that convicts it. Its work, if any, is

@@ -1,14 +1,31 @@
-"""What becomes of a piece of work after an error. Pure."""
+"""What becomes of a piece of work after an error, or after its worker's end. Pure."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from hashlib import blake2b
 
-from rsd.errors import ErrorClass
+from rsd.errors import OUT_OF_MEMORY, ErrorClass
+from rsd.hub.brain.dispatch import Dispatcher
 from rsd.hub.brain.events import Policy
+from rsd.hub.brain.image import ActiveImage
+from rsd.hub.brain.intake import Intake
+from rsd.hub.brain.limits import EndpointLimit
 from rsd.hub.brain.queue import Work, WorkKind
-from rsd.protocol.vocabulary import CallError
+from rsd.hub.brain.rounds import Rounds
+from rsd.hub.brain.turn import Turn
+from rsd.protocol.dialects import adapt
+from rsd.protocol.tasks import LeaseId
+from rsd.protocol.vocabulary import SPOOL_REFUSED, CallError
+
+#: Classes by which a server shows that it works, whatever it thinks of the probe.
+ALIVE = {
+    ErrorClass.UNSUPPORTED,
+    ErrorClass.TOO_BIG,
+    ErrorClass.REFUSED,
+    ErrorClass.TRUNCATED,
+    ErrorClass.BAD_REPLY,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +48,178 @@ class GiveUp:
 Verdict = Retry | Split | GiveUp
 
 
+class Outcomes:
+    """Work whose lease ended without an answer that is of use."""
+
+    def __init__(
+        self, policy: Policy, turn: Turn, dispatch: Dispatcher, intake: Intake, rounds: Rounds
+    ) -> None:
+        self.policy = policy
+        self.turn = turn
+        self.dispatch = dispatch
+        self.intake = intake
+        self.rounds = rounds
+
+    # ------------------------------------------------------------------------------------- errors
+
+    def failed(self, work: Work, error: CallError) -> None:
+        """A task ended with an error."""
+        endpoint = self.dispatch.endpoint(work)
+        match work.kind:
+            case WorkKind.PREPARE if work.respool:
+                self._respool_failed(work, error)
+            case WorkKind.PREPARE:
+                self._prepare_failed(work, error)
+            case WorkKind.LOAD_POLL:
+                if endpoint is not None:
+                    endpoint.load_unknown(error, self.turn.now)
+            case WorkKind.PROBE:
+                if endpoint is not None:
+                    self._probe_failed(work, error, endpoint)
+            case _:
+                image = self.rounds.images.get(work.image)
+                if image is not None:
+                    self._call_failed(work, error, image, endpoint)
+
+    def _probe_failed(self, work: Work, error: CallError, endpoint: EndpointLimit) -> None:
+        if error.error in ALIVE:
+            endpoint.probed(self.turn.now, model=endpoint.model, max_model_len=None)
+        else:
+            self.dispatch.endpoint_failed(endpoint, error, work, self.turn)
+
+    def _call_failed(
+        self, work: Work, error: CallError, image: ActiveImage, endpoint: EndpointLimit | None
+    ) -> None:
+        if error.reason == "spool_missing":
+            self._park(work, image)
+            return
+        others = True
+        if error.reason != OUT_OF_MEMORY:  # that says nothing of the endpoint
+            others = endpoint is not None and endpoint.answered > work.answered_before
+            if endpoint is not None:
+                self.dispatch.endpoint_failed(endpoint, error, work, self.turn)
+                work.answered_before = endpoint.answered
+        if error.error is ErrorClass.UNSUPPORTED:
+            if self._adapted(work, error, endpoint):
+                self.dispatch.add(work, front=True)
+                return
+            verdict: Verdict = GiveUp()
+        else:
+            verdict = self._verdict(work, error, others)
+        image.last_error = f"{error.error.value}: {error.message or error.reason}"
+        match verdict:
+            case Retry(at=at):
+                self.dispatch.later(work, at)
+            case Split():
+                self.rounds.split(work)
+            case GiveUp():
+                self.rounds.give_up(image, work, error)
+
+    def _verdict(self, work: Work, error: CallError, others_answered: bool) -> Verdict:
+        if error.reason == OUT_OF_MEMORY:
+            self.turn.log("warning", "a worker is short of memory; the work is done a little later")
+        return after_failure(work, error, others_answered, self.turn.now, self.policy)
+
+    def _adapted(self, work: Work, error: CallError, endpoint: EndpointLimit | None) -> bool:
+        """Whether the same item is worth asking for in another way."""
+        if endpoint is None or work.dialect != endpoint.dialect:
+            return True  # the next try is made in another way already
+        adapted = adapt(endpoint.dialect, error)
+        if adapted is None:
+            return False
+        self.dispatch.learn(endpoint, adapted, self.turn)
+        return True
+
+    # ----------------------------------------------------------------------------------- pictures
+
+    def _park(self, work: Work, image: ActiveImage) -> None:
+        """The picture must be prepared again first, in the variant that the call sends."""
+        parked = image.parked[work.reduced]
+        if not parked:
+            respool = Work(kind=WorkKind.PREPARE, image=image.image, respool=True)
+            respool.reduced = work.reduced
+            self.dispatch.add(respool, front=True)
+        parked.append(work)
+
+    def _prepare_failed(self, work: Work, error: CallError) -> None:
+        if not self.intake.waits_for(work) or self._waits_for_disk(work, error):
+            return
+        if error.error is not ErrorClass.BAD_IMAGE:
+            verdict = self._verdict(work, error, True)
+            if isinstance(verdict, Retry):
+                self.dispatch.later(work, verdict.at)
+                return
+        self.intake.failed(work, error)
+
+    def _respool_failed(self, work: Work, error: CallError) -> None:
+        image = self.rounds.images.get(work.image)
+        if image is None or self._waits_for_disk(work, error):
+            return
+        if error.error is not ErrorClass.BAD_IMAGE:  # the picture is not to blame
+            verdict = self._verdict(work, error, True)
+            if isinstance(verdict, Retry) or error.reason != OUT_OF_MEMORY:
+                self.dispatch.later(work, self.turn.now + pause(work, self.policy))
+                return
+        status = "withdrawn" if error.reason == "vanished" else "failed"
+        reason = error.reason or error.error.value
+        self.rounds.end_without_result(image, status, reason, error.message)
+
+    def _waits_for_disk(self, work: Work, error: CallError) -> bool:
+        """Whether the spool takes no picture; that is held against none, and tried again."""
+        if error.reason != SPOOL_REFUSED:
+            return False
+        if not self.intake.refused:
+            self.turn.log("error", f"cannot write: {error.message}; nothing is lost, work waits")
+        self.intake.refused = error.message
+        self.dispatch.later(work, self.turn.now + pause(work, self.policy))
+        return True
+
+    # ---------------------------------------------------------------------- leases without a reply
+
+    def worker_gone(self, worker: str, crashed: bool) -> None:
+        """`crashed`: of its own doing. A kill by somebody else says nothing of the picture that was
+        being decoded; it comes back a little later, because the host may lack memory.
+        """
+        works, decoding = self.dispatch.leave(worker)
+        convicted = decoding is not None and crashed and self.intake.crashed(decoding)
+        for work in works:
+            prepare = work.kind is WorkKind.PREPARE
+            if not prepare and not (work.kind.pays and work.image in self.rounds.images):
+                continue
+            if convicted and work.image == decoding:
+                continue
+            if prepare and work.image == decoding and not crashed:
+                work.killed += 1
+                self.dispatch.later(work, self.turn.now + pause(work, self.policy))
+            else:
+                self.dispatch.add(work, front=True)
+
+    def given_back(self, worker: str, leases: tuple[LeaseId, ...]) -> None:
+        """A worker gives back calls that it has not begun."""
+        for lease in reversed(leases):  # the first of them comes first again
+            work = self.dispatch.give_back(worker, lease)
+            if work is not None and work.image in self.rounds.images:
+                self.dispatch.add(work, front=True)
+
+    def expire(self) -> None:
+        """Leases whose time is over count as failed; workers that answer nothing are killed."""
+        works, kills = self.dispatch.expire(self.turn.now)
+        self.turn.out += kills
+        for work in works:
+            error = CallError(
+                error=ErrorClass.TRANSIENT,
+                message="no answer within the time of its lease",
+                reason="lease_expired",
+                answered=False,
+            )
+            self.failed(work, error)
+
+
 def after_failure(
     work: Work, error: CallError, others_answered: bool, now: float, policy: Policy
 ) -> Verdict:
-    """SPEC section 7, seen from the item. `others_answered`: the endpoint answered something else
-    since this item's last try, so a time-out or a 500 is the item's own.
+    """What an error of a class means for its item. `others_answered`: the endpoint answered
+    something else since this item's last try, so a time-out or a 500 is the item's own.
     """
     kind = error.error
     if kind is ErrorClass.RATE_LIMITED:

@@ -1,7 +1,7 @@
-"""What is no answer at all: a deterministic gate before the judge. Pure.
+"""Candidates that no grader need see: empty, refused, merely begun, in a loop. Pure.
 
-A judge can be talked into points by a text that holds nothing, so such a text never meets one. The
-gate knows no netlist grammar: the prompts, and so the form of the answers, are the user's own.
+A grader can be talked into points by a text that holds nothing, so such a text never meets one. No
+netlist grammar is known here: the prompts, and so the form of the answers, are the user's own.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _REFUSAL: Final = re.compile(
     re.IGNORECASE,
 )
 _CONNECTION: Final = re.compile(r"--|->|<-|=>|[←→↔]")
-#: Words that open an answer and are none: judges have given them full marks.
+#: Words that open an answer and are none: graders have given them full marks.
 _OPENER: Final = re.compile(
     r"[^\n:：]{0,120}[:：]|"
     r"(?:solution|answer|let['’]?s (?:think|solve|work)[^\n]{0,80}|解|解答|答案)\W*",

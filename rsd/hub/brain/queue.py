@@ -34,6 +34,7 @@ class Work:
     sha256: str = ""
     indices: tuple[int, ...] = ()  #: candidates: to make, or to grade
     number: int = 0  #: which grade, for `grade`
+    rubric: str = ""  #: that it is graded by
     queued: QueuedImage | None = None  #: for `prepare` of an image that is not active yet
     respool: bool = False  #: `prepare` of an active image whose spool file is gone
     endpoint: str = ""  #: of the running or last try

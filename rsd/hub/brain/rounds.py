@@ -11,7 +11,7 @@ from rsd.hub.brain.queue import Work, WorkKind
 from rsd.hub.brain.turn import Turn
 from rsd.protocol.facts import GradingFailed, ImageDecided, ImageSetAside, SampleFailed, StepChosen
 from rsd.protocol.vocabulary import CallError, ImageId, Role
-from rsd.strategy.base import Regrade, Sample, Stop
+from rsd.strategy.base import Stop
 from rsd.strategy.fixed import next_step
 
 #: Grading calls waiting, as a multiple of the graders' slots, above which no new round starts.
@@ -45,9 +45,27 @@ class Rounds:
 
     def activate(self, image: ActiveImage) -> None:
         """A started or recovered image: queue what it lacks."""
+        image.grade_as(self.policy.recipe)
         self.images[image.image] = image
         self.contents[image.sha256] = image.image
         self._enqueue_missing(image)
+
+    def reconfigure(self, policy: Policy) -> None:
+        """A reload. Images whose grader is another one now are graded anew: what is queued under
+        the former rubric goes nowhere, what is under way becomes history.
+        """
+        self.policy = policy
+        changed = [i for i in self.images.values() if i.grade_as(policy.recipe)]
+        if changed:
+            self.dispatch.drop(lambda work: not self.stale(work))
+        for image in changed:
+            self.check_barrier(image)
+
+    def stale(self, work: Work) -> bool:
+        """Whether a grade would be of a rubric that is not its image's any more."""
+        image = self.images.get(work.image)
+        grading = work.kind is WorkKind.GRADE
+        return grading and image is not None and work.rubric != image.rubric
 
     def take_step(self, step: StepChosen) -> None:
         """A round begins."""
@@ -58,7 +76,7 @@ class Rounds:
 
     def _enqueue_missing(self, image: ActiveImage) -> None:
         """Queue all that is missing of an image of which nothing is under way."""
-        waiting = [i for i, d in image.draws.items() if not d.answered]
+        waiting = [i for i, c in image.candidates.items() if not c.answered]
         for indices in image.to_generate(waiting, self.policy.max_n):
             self.queue(image, WorkKind.GENERATE, indices)
         for indices, number in image.to_grade():
@@ -75,12 +93,13 @@ class Rounds:
         if kind is WorkKind.GENERATE:
             work.endpoint = image.endpoint = self.dispatch.home(Role.GENERATE, image.endpoint)
         else:
-            work.role = Role.GRADE
+            work.role, work.rubric = Role.GRADE, image.rubric
             work.endpoint = image.grader = self.dispatch.home(Role.GRADE, image.grader)
         self.dispatch.add(work)
 
     def check_barrier(self, image: ActiveImage) -> None:
-        if image.settled and not image.choosing and image.image in self.images:
+        """Ask the strategy about the image soon if nothing is missing of its round."""
+        if image.round_complete and not image.choosing and image.image in self.images:
             image.choosing = True
             self._wants_step.append(image.image)
 
@@ -90,31 +109,31 @@ class Rounds:
             self._wants_step.extendleft(reversed(self._held_back))
             self._held_back.clear()
         while self._wants_step:
-            image = self.images.get(self._wants_step.popleft())
-            if image is None:
-                continue
-            step = next_step(image.progress())
-            match step:
-                case Sample() if self._graders_behind():
-                    self._held_back.append(image.image)
-                case Sample(draws=draws):
-                    self._choose(image.plan_round(draws))
-                case Regrade(indices=indices):
-                    chosen = StepChosen(image=image.image, round=image.rounds, regrade=indices)
-                    self._choose(chosen)
-                case Stop():
-                    self._decide(image, step)
+            image = self.images.get(self._wants_step[0])
+            if image is not None:
+                self._next_step(image)
+            self._wants_step.popleft()  # not before: an exception would leave it `choosing`
+
+    def _next_step(self, image: ActiveImage) -> None:
+        step = next_step(image.state())
+        if isinstance(step, Stop):
+            self._decide(image, step)
+        elif step.samples and self._graders_behind():
+            self._held_back.append(image.image)
+        else:
+            self._choose(image.plan_step(step))
 
     def _graders_behind(self) -> bool:
         slots = max(1, self.dispatch.leases.slots(Role.GRADE))
         return self.dispatch.waiting(Role.GRADE) >= GRADING_AHEAD * slots
 
     def _choose(self, step: StepChosen) -> None:
-        self._steps.append((self.turn.persist(step, 200 * (len(step.samples) + 1)), step))
+        size = 200 * (len(step.samples) + 1) + 40 * len(step.gradings)
+        self._steps.append((self.turn.persist(step, size), step))
 
     def _decide(self, image: ActiveImage, stop: Stop) -> None:
         if stop.index is None:
-            gradable = any(d.gradable for d in image.draws.values())
+            gradable = any(c.gradable for c in image.candidates.values())
             self.end_without_result(image, "failed", "ungraded" if gradable else "no_candidate")
             return
         score = image.scores()[stop.index]
@@ -190,34 +209,34 @@ class Rounds:
             self.queue(image, work.kind, part, work.number)
 
     def give_up(self, image: ActiveImage, work: Work, error: CallError) -> None:
+        """This work ends without an answer, for good."""
         for index in work.indices:
             if work.kind is WorkKind.GENERATE:
-                self.sample_failed(image, index, error)
-            elif work.number in image.draws[index].missing():
-                image.draws[index].failed_grades.add(work.number)
-                self._tell(image, f"grade {work.number} of candidate {index}", error)
-                self.turn.persist(
-                    GradingFailed(
-                        image=image.image,
-                        index=index,
-                        number=work.number,
-                        error=error,
-                        time=self.turn.wall,
-                    ),
-                    1024,
+                self.generation_failed(image, index, error)
+            elif work.number in image.missing(index):
+                image.candidates[index].gradings[work.number].failed = True
+                self._log_failure(image, f"grade {work.number} of candidate {index}", error)
+                fact = GradingFailed(
+                    image=image.image,
+                    index=index,
+                    number=work.number,
+                    error=error,
+                    time=self.turn.wall,
                 )
+                self.turn.persist(fact, 1024)
         if work.kind is WorkKind.GENERATE:
             for indices, number in image.to_grade(work.indices):
                 self.queue(image, WorkKind.GRADE, indices, number)
         self.check_barrier(image)
 
-    def sample_failed(self, image: ActiveImage, index: int, error: CallError) -> None:
-        image.draws[index].failed = True
-        self._tell(image, f"candidate {index}", error)
+    def generation_failed(self, image: ActiveImage, index: int, error: CallError) -> None:
+        """This candidate is not made, for good."""
+        image.candidates[index].failed = True
+        self._log_failure(image, f"candidate {index}", error)
         fact = SampleFailed(image=image.image, index=index, error=error, time=self.turn.wall)
         self.turn.persist(fact, 1024)
 
-    def _tell(self, image: ActiveImage, what: str, error: CallError) -> None:
+    def _log_failure(self, image: ActiveImage, what: str, error: CallError) -> None:
         name = repr(image.path.decode("utf-8", "backslashreplace"))
-        told = f"{error.error.value}: {error.message or error.reason}"
-        self.turn.log("warning", f"{name}, {what}: given up ({told})")
+        why = f"{error.error.value}: {error.message or error.reason}"
+        self.turn.log("warning", f"{name}, {what}: given up ({why})")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import deque
 
 from rsd.hub.brain.events import Action, Ended, Log, Persist
-from rsd.protocol.facts import Fact
-from rsd.protocol.vocabulary import ImageId
+from rsd.protocol.facts import CallSpent, Fact
+from rsd.protocol.vocabulary import ImageId, Role, Usage
 
 #: Facts, and bytes of facts, that may be unacknowledged; beyond, no lease is given.
 UNACKNOWLEDGED, UNACKNOWLEDGED_BYTES = 1_000, 32 * 1024 * 1024
@@ -38,6 +38,13 @@ class Turn:
         self._bytes += size
         self.out.append(Persist(seq=self.seq, fact=fact))
         return self.seq
+
+    def spent(self, role: Role, endpoint: str, model: str, usage: Usage, outcome: str) -> None:
+        """Tokens of a call that are in no candidate and no grade; a call without any is no fact."""
+        if usage != Usage():
+            self.persist(
+                CallSpent(role=role, endpoint=endpoint, model=model, usage=usage, outcome=outcome)
+            )
 
     def acknowledge(self, seq: int) -> None:
         """All facts up to this one are durable."""

@@ -1,4 +1,4 @@
-"""What never reaches a judge: nothing, refusals, openings, loops; and what always does."""
+"""What never reaches a grader: nothing, refusals, openings, loops; and what always does."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from rsd.protocol.tasks import Completion
 from tests.unit.test_question import HONEST, INJECTED, Injected
 
 
-def flaw(text: str, finish: str = "stop") -> str:
+def rejected(text: str, finish: str = "stop") -> str:
     return rejection_of(Completion(content=text, finish_reason=finish, refusal=""))
 
 
 @pytest.mark.parametrize("case", INJECTED, ids=lambda case: case.name)
 def test_the_corpus_is_stopped_as_it_says(case: Injected) -> None:
-    assert flaw(case.text(HONEST)) == case.rejected_because
-    assert flaw(case.text(HONEST), "length") == "truncated"
+    assert rejected(case.text(HONEST)) == case.rejected_because
+    assert rejected(case.text(HONEST), "length") == "truncated"
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_the_corpus_is_stopped_as_it_says(case: Injected) -> None:
     ],
 )
 def test_what_may_be_an_answer_is_graded(text: str) -> None:
-    assert flaw(text) == ""
+    assert rejected(text) == ""
 
 
 @settings(deadline=None)
