@@ -80,7 +80,7 @@ def joined(argv: list[str]) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; returns the exit code (SPEC section 2)."""
+    """Run a command; returns the exit code (docs/contract.md)."""
     os.umask(os.umask(0o022) | 0o022)  # nothing of ours is for others to write
     words = joined(sys.argv[1:] if argv is None else argv)
     command = words[0] if words else ""
