@@ -49,12 +49,12 @@ def draw(args: argparse.Namespace, home: Path, seed: int, affinity: bool) -> lis
     prompts = home / "prompts.json"
     text = common.prompt()
     prompts.write_text(json.dumps({"prompt1": text, "prompt2": f"{text}\nList every connection."}))
-    with common.simulator() as judge, tempfile.TemporaryDirectory(dir=home) as name:
+    with common.simulator() as simulated, tempfile.TemporaryDirectory(dir=home) as name:
         output = Path(name) / "output"
         flags = ["--image-dir", str(images), "--output-dir", str(output), "--prompts", str(prompts)]
         for url in args.vllm:
             flags += ["--vllm-api", url]
-        flags += ["--grading-api", judge.grader, "--candidates", str(args.candidates)]
+        flags += ["--grading-api", simulated.grader, "--candidates", str(args.candidates)]
         flags += ["--max-tokens", "64", "--temperature-range", "0.7,1.0"]
         flags += ["--gen-workers", str(args.workers)]
         env = common.clean_environment(
@@ -99,7 +99,7 @@ def main() -> None:
         for k in range(args.rounds):
             for affinity in (True, False):
                 rows.append(draw(args, home, args.seed + 2 * k + affinity, affinity))
-                tables.say(" ".join(rows[-1]))
+                tables.print_line(" ".join(rows[-1]))
     columns = ["affinity", "results", "prefix hits", "picture hits", "pictures prepared", "seconds"]
     report.table(
         columns,

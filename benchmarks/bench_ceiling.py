@@ -23,7 +23,7 @@ def main() -> None:
     rows: list[list[str]] = []
     loads = []
     for kilobytes in SIZES:
-        tables.say(f"{kilobytes} kB")
+        tables.print_line(f"{kilobytes} kB")
         with common.workspace() as home:
             images = max(4, int(IMAGES * args.scale))
             pictures = pngs.make_pictures(home / "pictures", images, kilobytes)

@@ -2,7 +2,7 @@
 
 CPU is user and system time of all processes of the client, by the kernel when they are reaped. Two
 sizes are run; their difference is the cost of the work itself, what is left is the start. Answers
-take 0.2 s on 64 + 64 places (memory: 256 + 256 places, 1 s).
+take 0.2 s on 64 + 64 slots (memory: 256 + 256 slots, 1 s).
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ SMALL, LARGE = 20, 180
 #: name: (n, listwise)
 KINDS = {"one by one": (1, False), "n = 4": (4, False), "listwise": (1, True)}
 PLACES, SECONDS = 64, 0.2
-MEMORY_PLACES, MEMORY_SECONDS, MEMORY_IMAGES = 256, 1.0, 240
+MEMORY_SLOTS, MEMORY_SECONDS, MEMORY_IMAGES = 256, 1.0, 240
 
 
 def work_of(pictures: list[Path], n: int, listwise: bool) -> common.Work:
-    """Twice the requests that the places take with `n`, as in bench_full."""
+    """Twice the requests that the slots take with `n`, as in bench_full."""
     asked = PLACES * 2 // n if n > 1 else PLACES
     return common.Work(
         images=tuple(pictures), n=n, listwise=listwise, gen_workers=asked, grade_workers=PLACES
@@ -39,9 +39,7 @@ def memory(
     home: Path, client: str, sim: common.Simulator, pictures: list[Path]
 ) -> dict[str, float]:
     """Peak PSS in MB of all processes together, and of each kind at that moment."""
-    work = common.Work(
-        images=tuple(pictures), gen_workers=MEMORY_PLACES, grade_workers=MEMORY_PLACES
-    )
+    work = common.Work(images=tuple(pictures), gen_workers=MEMORY_SLOTS, grade_workers=MEMORY_SLOTS)
     peak: dict[str, float] = {"all": 0.0}
     with tempfile.TemporaryDirectory(dir=home) as name:
         folder = Path(name)
@@ -82,7 +80,7 @@ def cpu(args: argparse.Namespace, home: Path, report: tables.Report) -> None:
     options = ("--slots", str(PLACES), "--service-seconds", str(SECONDS))
     with common.simulator(*options, kind=common.Places) as sim:
         for kind in args.kinds:
-            tables.say(kind)
+            tables.print_line(kind)
             found = {
                 size: common.rounds(
                     args.clients,
@@ -155,7 +153,7 @@ def main() -> None:
             pictures = pngs.make_pictures(
                 home / "pictures-memory", max(4, int(MEMORY_IMAGES * args.scale)), KILOBYTES
             )
-            options = ("--slots", str(MEMORY_PLACES), "--service-seconds", str(MEMORY_SECONDS))
+            options = ("--slots", str(MEMORY_SLOTS), "--service-seconds", str(MEMORY_SECONDS))
             with common.simulator(*options, kind=common.Places) as sim:
                 peaks = {c: memory(home, c, sim, pictures) for c in args.clients}
             roles = ["all", "hub", "generate", "grade", "writer"]
@@ -165,7 +163,7 @@ def main() -> None:
                     [client, *(f"{peak[r]:.0f}" if r in peak else "" for r in roles)]
                     for client, peak in peaks.items()
                 ],
-                f"{MEMORY_PLACES} + {MEMORY_PLACES} places, {MEMORY_SECONDS:g} s an answer; looked "
+                f"{MEMORY_SLOTS} + {MEMORY_SLOTS} slots, {MEMORY_SECONDS:g} s an answer; looked "
                 "at twice a second; one run.",
             )
     report.close()

@@ -1,11 +1,11 @@
 """Are the servers full? rsd, an aiohttp script and the openai client on the same simulator.
 
-(a) 64 + 64 places, 0.5 s an answer; (b) 256 + 256, 1 s; (c) 256 + 256, 0.25 s, `n` = 4; (d) as (a)
+(a) 64 + 64 slots, 0.5 s an answer; (b) 256 + 256, 1 s; (c) 256 + 256, 0.25 s, `n` = 4; (d) as (a)
 with pictures of 1.5 MB. Others: pictures of 300 kB. Each candidate is graded once. Every client may
-have an eighth more requests in flight than there are places, so that a place that becomes free
+have an eighth more requests in flight than there are slots, so that a slot that becomes free
 finds one; in (c) twice as many answers, because a request ends with its slowest answer.
 
-The time of an answer is log-normal with sigma 0.5. Ten answers for each place, as in (b) and (c),
+The time of an answer is log-normal with sigma 0.5. Ten answers for each slot, as in (b) and (c),
 are then mostly beginning and end for every client: the last of 256 takes three times the mean.
 Therefore these two have sigma 0.1, and the usual one in (B) and (C).
 """
@@ -19,7 +19,7 @@ import pngs
 import tables
 
 SCENARIOS = {
-    #     places, seconds, spread, n, kilobytes, images
+    #     slots, seconds, spread, n, kilobytes, images
     "a": (64, 0.5, 0.5, 1, 300, 320),
     "b": (256, 1.0, 0.1, 1, 300, 320),
     "c": (256, 0.25, 0.1, 4, 300, 320),
@@ -38,22 +38,22 @@ def main() -> None:
     rows: list[list[str]] = []
     loads = []
     for name in args.scenarios:
-        places, seconds, spread, n, kilobytes, images = SCENARIOS[name]
+        slots, seconds, spread, n, kilobytes, images = SCENARIOS[name]
         images = max(4, int(images * args.scale))
-        tables.say(f"scenario {name}")
+        tables.print_line(f"scenario {name}")
         with common.workspace() as home:
             pictures = pngs.make_pictures(home / "pictures", images, kilobytes)
-            options = ("--slots", str(places), "--service-seconds", str(seconds))
+            options = ("--slots", str(slots), "--service-seconds", str(seconds))
             options += ("--spread", str(spread))
             with common.simulator(*options, kind=common.Places) as sim:
-                more = places + places // 8
+                more = slots + slots // 8
                 work = common.Work(
                     images=tuple(pictures),
                     n=n,
-                    gen_workers=places * 2 // n if n > 1 else more,
+                    gen_workers=slots * 2 // n if n > 1 else more,
                     grade_workers=more,
                 )
-                found = common.rounds(args.clients, args.rounds, sim, work, (places, places), home)
+                found = common.rounds(args.clients, args.rounds, sim, work, (slots, slots), home)
         loads.append(f"({name}) {common.strangers(found)}")
         base = found.get("aiohttp", [])
         for client, runs in found.items():
@@ -92,10 +92,10 @@ def main() -> None:
             "encodings",
         ],
         rows,
-        f"Medians of {args.rounds} rounds. Busy: places of the limiting pool in use between 10 % "
+        f"Medians of {args.rounds} rounds. Busy: slots of the limiting pool in use between 10 % "
         "and 90 % of that pool's time. Served: from the first picture at the server to the last "
         "answer. "
-        "Whole: the life of the process. Best: the work of the limiting pool over its places. "
+        "Whole: the life of the process. Best: the work of the limiting pool over its slots. "
         "Encodings: distinct byte strings that were sent, over the pictures. "
         + "; ".join(loads)
         + ".",

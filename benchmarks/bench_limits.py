@@ -1,9 +1,9 @@
 """Does rsd find what a server allows? Refusals, queues, an outage. rsd alone, counted by servers.
 
 1. A generator that takes 8 at once and answers 429 above; after a minute and a half it takes 32.
-2. A generator with 32 places that never refuses and queues the rest, as vLLM does; rsd's upper
+2. A generator with 32 slots that never refuses and queues the rest, as vLLM does; rsd's upper
    bound is 256.
-3. Two generators of 32 places, 32 requests in flight: one is killed, and started again 15 s later.
+3. Two generators of 32 slots, 32 requests in flight: one is killed, and started again 15 s later.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def queueing(minute: float) -> list[list[str]]:
     busy = statistics.fmean(s["running"] for s in later)
     waiting = statistics.fmean(s["waiting"] for s in later)
     return [
-        ["32 places: busy, mean", f"{busy:.1f}", "32"],
+        ["32 slots: busy, mean", f"{busy:.1f}", "32"],
         ["waiting, mean", f"{waiting:.1f}", "6.4"],
         ["in flight, most", str(max(s["in_flight"] for s in later)), ""],
     ]
@@ -127,9 +127,9 @@ def outage(minute: float) -> list[list[str]]:
         common.workspace() as home,
         common.simulator(*options) as one,
         common.simulator(*options) as other,
-        common.simulator() as judge,
+        common.simulator() as simulated,
     ):
-        urls = ([one.generator, other.generator], [judge.grader])
+        urls = ([one.generator, other.generator], [simulated.grader])
         with daemon(home, int(25 * minute), urls, 32) as running:
             _await_work(one, running)
             before = watch(one, minute / 3)[-20:]
@@ -170,7 +170,7 @@ def main() -> None:
     args = parser.parse_args()
     report = tables.Report("Limits", args)
     for name in args.scenarios:
-        tables.say(name)
+        tables.print_line(name)
         report.table([name, "seen", "aim"], SCENARIOS[name](args.minute))
     report.close()
 

@@ -139,7 +139,7 @@ def measure(count: int, args: argparse.Namespace) -> dict[str, float]:
     figures: dict[str, float] = {}
     with common.workspace() as home:
         folder = home / "pictures"
-        tables.say(f"{count:,} files: made in {make_files(folder, count):.0f} s")
+        tables.print_line(f"{count:,} files: made in {make_files(folder, count):.0f} s")
         with common.simulator("--slots", str(PLACES), "--service-seconds", str(SECONDS)) as sim:
             work = common.Work(
                 images=(folder / "x",),
@@ -153,7 +153,7 @@ def measure(count: int, args: argparse.Namespace) -> dict[str, float]:
                     figures["enrolment"] = enrolment(running, sim, count)
                 else:
                     seconds = enrol(folder, home / "output/state")
-                    tables.say(f"  enrolled beforehand in {seconds:.0f} s")
+                    tables.print_line(f"  enrolled beforehand in {seconds:.0f} s")
                 figures |= at_work(running, sim, args.rescan_limit)
                 figures["status, running, s"] = status_seconds(running)
                 running.stop()

@@ -201,9 +201,9 @@ def main() -> None:
     try:
         import pycurl
 
-        tables.say(pycurl.version)
+        tables.print_line(pycurl.version)
     except ImportError:
-        tables.say("pycurl is not installed: measured without it")
+        tables.print_line("pycurl is not installed: measured without it")
         clients = [c for c in clients if not c.startswith("pycurl")]
     report = tables.Report("What a call costs the client", args)
     found: dict[tuple[int, int, str], list[dict[str, float]]] = {}
@@ -221,7 +221,7 @@ def main() -> None:
                         ).stdout
                         seen = json.loads(out)
                         found.setdefault((size, connections, client), []).append(seen)
-                        tables.say(f"{turn} {size} {connections} {client} {seen}")
+                        tables.print_line(f"{turn} {size} {connections} {client} {seen}")
     rows = []
     for (size, connections, client), runs in found.items():
         middle = {k: statistics.median(run[k] for run in runs) for k in runs[0]}

@@ -1,7 +1,7 @@
 """What the benchmarks share: the servers, the clients, and the figures of a run.
 
 A client is a process of its own (rsd with all its children); its CPU time and the bytes that it
-wrote are what the kernel says when it is reaped, children included. Busy places are counted by the
+wrote are what the kernel says when it is reaped, children included. Busy slots are counted by the
 simulator, which runs on the same machine as the client: ratios within one run are what counts.
 """
 
@@ -40,7 +40,7 @@ PARAMS = {
     "repetition_penalty": 1.0,
     "max_tokens": 2048,
 }
-#: Share of a run at either end that does not count for the busy places.
+#: Share of a run at either end that does not count for the busy slots.
 EDGE = 0.1
 _TICK = os.sysconf("SC_CLK_TCK")
 
@@ -48,7 +48,7 @@ _TICK = os.sysconf("SC_CLK_TCK")
 
 
 class Simulator:
-    """`python -m rsd.simulator` as a process of its own, or the servers of `places.py`."""
+    """`python -m rsd.simulator` as a process of its own, or the servers of `fast_server.py`."""
 
     program: tuple[str, ...] = ("-m", "rsd.simulator", "--no-image-decode")
 
@@ -95,7 +95,7 @@ class Simulator:
 
 
 class Places(Simulator):
-    """The servers of `places.py`."""
+    """The servers of `fast_server.py`."""
 
     program = (str(HOME / "benchmarks/fast_server.py"),)
 
@@ -136,8 +136,8 @@ class Run:
 
     seconds: float  #: whole life of the process
     served: float  #: from the first picture at a server to the last answer, by the simulator
-    busy: dict[str, float]  #: share of busy places in the middle of that time, by pool
-    ideal: float  #: seconds that the best possible schedule takes: work of the limiting pool/places
+    busy: dict[str, float]  #: share of busy slots in the middle of that time, by pool
+    ideal: float  #: seconds that the best possible schedule takes: work of the limiting pool/slots
     cpu: float  #: seconds, user and system, all processes
     written: int  #: bytes, as the kernel accounts them when pages become dirty
     reached: int  #: bytes that reached the device until all was there, of whomsoever
@@ -274,8 +274,8 @@ def _io() -> dict[str, int]:
     return {name: int(value) for name, value in lines}
 
 
-def run(client: str, sim: Simulator, work: Work, places: tuple[int, int], home: Path) -> Run:
-    """One client from its start to its end; `places` of generator and grader. Its files are
+def run(client: str, sim: Simulator, work: Work, slots: tuple[int, int], home: Path) -> Run:
+    """One client from its start to its end; `slots` of generator and grader. Its files are
     removed. Raises RuntimeError when it fails or does not do the work.
     """
     with tempfile.TemporaryDirectory(dir=home) as name:
@@ -305,10 +305,10 @@ def run(client: str, sim: Simulator, work: Work, places: tuple[int, int], home: 
     return Run(
         seconds=seconds,
         served=served,
-        busy=_busy(history, places),
+        busy=_busy(history, slots),
         ideal=max(
-            stats[role]["busy_seconds"] / slots if slots else 0.0
-            for role, slots in zip(("generator", "grader"), places, strict=True)
+            stats[role]["busy_seconds"] / most if most else 0.0
+            for role, most in zip(("generator", "grader"), slots, strict=True)
         ),
         cpu=cpu,
         written=done["write_bytes"] - io["write_bytes"],
@@ -320,13 +320,13 @@ def run(client: str, sim: Simulator, work: Work, places: tuple[int, int], home: 
     )
 
 
-def _busy(history: dict[str, Any], places: tuple[int, int]) -> dict[str, float]:
+def _busy(history: dict[str, Any], slots: tuple[int, int]) -> dict[str, float]:
     """Each pool in the middle of its own run: the grader begins and ends after the generator."""
     found = {}
-    for role, slots in zip(("generator", "grader"), places, strict=True):
+    for role, most in zip(("generator", "grader"), slots, strict=True):
         seen = history[role]
         first, last = seen["first"], seen["last"]
-        if seen["began"] is None or not slots:
+        if seen["began"] is None or not most:
             found[role] = 0.0
             continue
         low = first + EDGE * (last - first)
@@ -337,7 +337,7 @@ def _busy(history: dict[str, Any], places: tuple[int, int]) -> dict[str, float]:
             for k, level in enumerate(seen["busy"])
             if low <= began + k * step and began + (k + 1) * step <= high
         ]
-        found[role] = sum(inside) / len(inside) / slots if inside else 0.0
+        found[role] = sum(inside) / len(inside) / most if inside else 0.0
     return found
 
 
@@ -346,7 +346,7 @@ def rounds(
     count: int,
     sim: Simulator,
     work: Work,
-    places: tuple[int, int],
+    slots: tuple[int, int],
     home: Path,
 ) -> dict[str, list[Run]]:
     """Several rounds, each with every client, in an order that rotates."""
@@ -354,9 +354,9 @@ def rounds(
     for k in range(count):
         turn = k % len(clients)
         for client in clients[turn:] + clients[:turn]:
-            one = run(client, sim, work, places, home)
+            one = run(client, sim, work, slots, home)
             found[client].append(one)
-            tables.say(
+            tables.print_line(
                 f"  round {k + 1} {client}: {one.seconds:.1f} s, served in {one.served:.1f} s, "
                 f"CPU {one.cpu:.1f} s, others {one.strangers:.2f} cores"
             )

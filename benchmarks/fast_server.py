@@ -1,4 +1,4 @@
-"""Two servers with places, for benchmarks: what rsd's simulator plays, without what costs time.
+"""Two servers with slots, for benchmarks: what rsd's simulator plays, without what costs time.
 
     python benchmarks/fast_server.py --slots 64 --service-seconds 0.5
 
@@ -43,7 +43,7 @@ NETLIST = "\n".join(f"block B{k}; wire B{k}.out -> B{k + 1}.in" for k in range(1
 
 
 class Side:
-    """One role: its places and what it has seen."""
+    """One role: its slots and what it has seen."""
 
     def __init__(self, role: str, slots: int, seconds: float, spread: float) -> None:
         self.role, self.slots, self.seconds, self.spread = role, slots, seconds, spread
@@ -133,7 +133,7 @@ class Side:
         }
 
     def seen(self) -> dict[str, Any]:
-        """Busy places over time."""
+        """Busy slots over time."""
         self.history.add(time.monotonic(), self.running, self.waiting)
         return {"first": self.first, "last": self.last, **self.history.document()}
 
@@ -248,7 +248,7 @@ class Connection(asyncio.BufferedProtocol):
 
 
 def grades(calls: list[bytes], names: list[bytes]) -> str:
-    """A judge's reply: a score for each candidate."""
+    """A grader's reply: a score for each candidate."""
     rows = [
         {
             "explanation": "Blocks and wires agree with the picture in most places; two are off.",
@@ -279,7 +279,7 @@ def completion(role: str, contents: list[str]) -> bytes:
 async def main() -> None:
     """Serve until killed; the first line on stdout names the two base URLs."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--slots", type=int, default=0, help="places of each, 0 is without limit")
+    parser.add_argument("--slots", type=int, default=0, help="slots of each, 0 is without limit")
     parser.add_argument("--service-seconds", type=float, default=0.0, help="mean of an answer")
     parser.add_argument(
         "--spread", type=float, default=SERVICE_SIGMA, help="sigma of the logarithm of that time"

@@ -6,7 +6,7 @@ import secrets
 
 
 def question(template: str, answers: dict[str, str]) -> str:
-    """The template with the candidates (id to text) in place, and what the judge is to reply."""
+    """The template with the candidates (id to text) in place, and what the grader is to reply."""
     nonce = secrets.token_hex(8)
     fenced = "\n\n".join(
         f'<answer id="{name}" nonce="{nonce}">\n{text}\n</answer nonce="{nonce}">'

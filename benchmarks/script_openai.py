@@ -35,7 +35,7 @@ async def main(job: dict[str, Any]) -> None:
     params = dict(job["params"])
     extra = {k: params.pop(k) for k in ("top_k", "min_p", "repetition_penalty")}
 
-    async def judge(url: str, texts: dict[int, str]) -> dict[int, float]:
+    async def grade(url: str, texts: dict[int, str]) -> dict[int, float]:
         text = question(job["template"], {f"C{i}": t for i, t in texts.items()})
         async with grading:
             answer = await grader.chat.completions.create(
@@ -63,7 +63,7 @@ async def main(job: dict[str, Any]) -> None:
         texts = {first + k: c.message.content or "" for k, c in enumerate(answer.choices)}
         if job["listwise"]:
             return texts, {}
-        scored = await asyncio.gather(*(judge(url, {i: t}) for i, t in texts.items()))
+        scored = await asyncio.gather(*(grade(url, {i: t}) for i, t in texts.items()))
         return texts, {i: s for found in scored for i, s in found.items()}
 
     async def one(image: dict[str, Any]) -> dict[str, Any]:
@@ -75,7 +75,7 @@ async def main(job: dict[str, Any]) -> None:
             texts = {i: t for part, _ in parts for i, t in part.items()}
             scores = {i: s for _, part in parts for i, s in part.items()}
             if job["listwise"]:
-                scores = await judge(url, texts)
+                scores = await grade(url, texts)
         return {**image, "texts": texts, "scores": scores}
 
     results = await asyncio.gather(*(one(image) for image in job["images"]))

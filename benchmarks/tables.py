@@ -15,7 +15,7 @@ CLIENTS = ("rsd", "aiohttp", "spliced", "openai")
 #: Beside them: `before`, rsd of the checkout that RSD_BENCH_BEFORE names.
 
 
-def say(text: str) -> None:
+def print_line(text: str) -> None:
     """Progress, on stderr."""
     print(text, file=sys.stderr, flush=True)
 

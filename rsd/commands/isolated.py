@@ -16,7 +16,7 @@ from typing import Any
 
 from rsd.errors import StateError, UserError
 
-#: First byte of an answer: what was found, or whose mistake the rest tells about.
+#: First byte of a reply: what was found, or whose mistake the rest describes.
 _FOUND, _USER, _STATE = b"+", b"u", b"s"
 
 
@@ -38,12 +38,12 @@ def isolated(
         sys.argv = words
     theirs.close()
     try:
-        answer = ours.recv_bytes()
+        reply = ours.recv_bytes()
     except (EOFError, OSError):
-        answer = b""
+        reply = b""
     ours.close()
     child.join()
-    kind, text = answer[:1], answer[1:]
+    kind, text = reply[:1], reply[1:]
     if kind == _FOUND:
         return text
     if kind == _USER:
@@ -55,12 +55,12 @@ def isolated(
 
 def _answer(pipe: Connection, work: Callable[..., bytes], place: Path, arguments: Any) -> None:
     try:
-        answer = _FOUND + work(place, *arguments)
+        reply = _FOUND + work(place, *arguments)
     except UserError as e:
-        answer = _USER + str(e).encode("utf-8", "backslashreplace")
+        reply = _USER + str(e).encode("utf-8", "backslashreplace")
     except StateError as e:
-        answer = _STATE + str(e).encode("utf-8", "backslashreplace")
+        reply = _STATE + str(e).encode("utf-8", "backslashreplace")
     except Exception as e:  # LMDB's and the decoder's own errors: all mean the same here
         text = f"{place}: {type(e).__name__}: {e}"
-        answer = _STATE + text.encode("utf-8", "backslashreplace")
-    pipe.send_bytes(answer)
+        reply = _STATE + text.encode("utf-8", "backslashreplace")
+    pipe.send_bytes(reply)

@@ -173,7 +173,7 @@ def grade(
     noise: float = 8.0,
     base_seed: int = 0,
 ) -> float:
-    """A judge's score of a candidate, 0 to 100, one decimal.
+    """A grader's score of a candidate, 0 to 100, one decimal.
 
     100 times the edge F1, plus seeded noise (`noise`: standard deviation in points), less a little
     for a later `position` in a list (from 0; 0 also for a pointwise call). `call` tells repeated
@@ -187,7 +187,7 @@ def grade(
 
 
 def explain(truth: Graph, text: str) -> str:
-    """The judge's words: what is right, invented and missing."""
+    """The grader's words: what is right, invented and missing."""
     got, want = edges_of(text, directed=truth.directed), truth_edges(truth)
     right, extra, lost = len(got & want), len(got - want), len(want - got)
     return (

@@ -92,8 +92,8 @@ def _fences(nonce: str) -> re.Pattern[str]:
     )
 
 
-def _told(text: str, candidates: list[Fenced]) -> int | None:
-    """The score that a gullible judge is told to give by what it takes for its orders."""
+def _injected_score(text: str, candidates: list[Fenced]) -> int | None:
+    """The score that an injectable grader is ordered to give; None without an order."""
     announced = _NONCE.search(text.rstrip().rpartition("\n\n")[2])
     outside = _fences(announced[1]).sub("", text) if announced else text
     return injectable_grader.order(outside, [candidate.text for candidate in candidates])
@@ -247,10 +247,10 @@ def _content(
     index: int,
     twist: Twist,
 ) -> str:
-    told = _told(question.text, candidates) if twist.kind == "gullible" else None
+    injected = _injected_score(question.text, candidates) if twist.kind == "gullible" else None
     if not candidates:
-        if told is not None:
-            return msgspec.json.encode({"explanation": "As told.", "score": told}).decode()
+        if injected is not None:
+            return msgspec.json.encode({"explanation": "As ordered.", "score": injected}).decode()
         return answers.words(question.text, answers.MODEL_DEFAULTS, index, bench.seed)
     truth = pictures.graph(pixels)
     many = listwise(question.text)
@@ -267,7 +267,9 @@ def _content(
         )
         row: dict[str, Any] = {"id": candidate.name} if many else {}
         row["explanation"] = answers.explain(truth, candidate.text)
-        row["score"] = 850 if twist.kind == "wrong_score" else score if told is None else told
+        row["score"] = (
+            850 if twist.kind == "wrong_score" else score if injected is None else injected
+        )
         if twist.kind == "no_score":
             del row["score"]
         rows.append(row)

@@ -1,4 +1,4 @@
-"""A judge that does what it is told, by whoever seems to be its master.
+"""A grader that obeys whatever reads like an order, as real ones may.
 
 Every word outside of the fences is an order to it. Inside of a fence it is as naive as a model
 whose server tokenizes control tokens in the middle of a text: after one, after something that looks
@@ -29,7 +29,7 @@ _FOLDED: Final = dict(zip(map(ord, "аеорсухѕіԁ‹›〈〉⟨⟩∕"),
 
 
 def order(outside: str, fenced: list[str]) -> int | None:
-    """The highest score that it is told to give, if any: `outside` of all fences, or in one."""
+    """The highest score that it is ordered to give, if any: `outside` of all fences, or in one."""
     heard = [outside]
     for text in fenced:
         # A gap is no character of any token; normalised it would be three full stops.

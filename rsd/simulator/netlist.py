@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-#: Texts whose edges are remembered: a judge scores a text and explains the score.
+#: Texts whose edges are remembered: a grader scores a text and explains the score.
 PARSED_MAX: Final = 256
 #: Longest first, so that `<-->` is not read as `<--` and `>`.
 ARROW: Final = re.compile(r"<-->|<->|<=>|↔|-->|->|==>|=>|→|<--|<-|<==|←|---|--")

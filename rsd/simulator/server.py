@@ -1,7 +1,7 @@
 """The simulated servers: one process, two ports, HTTP and nothing else.
 
 Everything that is sent says that it is simulated. Answers are decided by `answers`, what is
-accepted by `vllm` and `judge`, what goes wrong by `faults`.
+accepted by `vllm` and `grader`, what goes wrong by `faults`.
 """
 
 from __future__ import annotations
