@@ -104,7 +104,7 @@ def test_a_lack_of_memory_is_not_the_endpoints_fault() -> None:
         world.think(events.Replied(worker=worker, reply=Failed(lease=lease, error=short)))
         world.now += 60
     assert not world.ended
-    assert all(e.state != DOWN for e in world.brain.dispatch.endpoints.values())
+    assert all(e.state != DOWN for e in world.brain.dispatch.endpoints)
 
 
 @pytest.mark.parametrize(

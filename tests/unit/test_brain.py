@@ -19,6 +19,7 @@ from rsd.protocol.tasks import (
     GradeCandidates,
     Prepare,
     Probe,
+    ProbeSampling,
     ReadLoad,
 )
 from rsd.protocol.vocabulary import SPOOL_REFUSED, CallError, Recipe, Role
@@ -248,7 +249,7 @@ def test_nothing_is_lent_while_the_writer_cannot_write() -> None:
         if world.questions:
             world.reply()
     lent = [task for leases in world.leases.values() for task in leases.values()]
-    assert all(isinstance(task, Probe | ReadLoad) for task in lent)
+    assert all(isinstance(task, Probe | ProbeSampling | ReadLoad) for task in lent)
     world.think(Tick(blocked=False))
     lent = [task for leases in world.leases.values() for task in leases.values()]
     assert any(isinstance(task, Prepare | Generate) for task in lent)

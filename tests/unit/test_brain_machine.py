@@ -25,6 +25,7 @@ from rsd.errors import ErrorClass
 from rsd.hub.brain import events
 from rsd.hub.brain.brain import Brain
 from rsd.hub.brain.events import Ask, Assign, KillWorker, Persist, Recall
+from rsd.hub.brain.leases import LeaseKind
 from rsd.hub.brain.queue import WorkKind
 from rsd.hub.children.writer_client import WriterClient
 from rsd.protocol.facts import ImageEnrolled, ImageGone, ImageRetried, Numbered
@@ -43,7 +44,9 @@ from rsd.protocol.tasks import (
     Prepared,
     Probe,
     Probed,
+    ProbeSampling,
     ReadLoad,
+    SamplingProbed,
 )
 from rsd.protocol.vocabulary import CallError, Recipe, Role, SummaryConfig, Usage, path_key
 from rsd.protocol.writer_talk import BacklogPage, Committed, FindContent, Open, ReadBacklog
@@ -171,7 +174,9 @@ class Hub:
         """What no thread has taken yet: threads take leases in the order in which they came."""
         held = self.leases.get(worker, {})
         about = self.brain.dispatch.leases.workers.get(worker)
-        calls = [k for k, t in held.items() if not isinstance(t, Prepare | ReadLoad)]
+        calls = [
+            k for k, t in held.items() if not isinstance(t, Prepare | ReadLoad | ProbeSampling)
+        ]
         waiting = tuple(calls[about.slots :]) if about is not None else ()
         for lease in waiting:
             del held[lease]
@@ -256,17 +261,20 @@ class Hub:
     def check(self) -> None:
         table = self.brain.dispatch.leases
         for name, worker in table.workers.items():
-            assert len(worker.calls) <= worker.slots + worker.spare, "more leases than may wait"
-            assert worker.calls | worker.prepares | worker.asides <= set(self.leases[name]), (
+            assert len(worker.calls) <= worker.slots + worker.prefetch_slots, (
+                "more leases than may wait"
+            )
+            assert worker.calls | worker.prepares | worker.sides <= set(self.leases[name]), (
                 "a lease not sent"
             )
         for role in Role:
-            for endpoint in self.brain.dispatch.of(role):
+            for endpoint in self.brain.dispatch.endpoints.of(role):
                 lent = [
                     loan
                     for loan in table.loans.values()
                     if loan.item.endpoint == endpoint.url
-                    and loan.item.kind not in (WorkKind.PREPARE, WorkKind.LOAD_POLL)
+                    and loan.item.role is role
+                    and loan.kind is LeaseKind.CALL
                 ]
                 calls = [loan for loan in lent if loan.item.kind is not WorkKind.PROBE]
                 assert endpoint.in_flight == len(calls), "an endpoint's calls are miscounted"
@@ -284,9 +292,7 @@ class Hub:
         """Every active image has a lease, queued or delayed work, or a message on its way."""
         dispatch, rounds = self.brain.dispatch, self.brain.rounds
         busy = {loan.item.image for loan in dispatch.leases.loans.values()}
-        for queue in (dispatch.pictures, *dispatch.ready.values()):
-            busy |= {work.image for work in queue}
-        busy |= {work.image for _, _, work in dispatch._delayed}
+        busy |= {work.image for work in dispatch.queue}
         for image in rounds.images.values():
             at_barrier = image.choosing
             assert at_barrier or image.image in busy, f"nobody works on {image.path!r}"
@@ -492,6 +498,8 @@ class BrainMachine(RuleBasedStateMachine):
                 return Prepared(lease=lease, image=image, info=info_of(content))
             case ReadLoad():
                 return LoadRead(lease=lease, running=4.0, waiting=float(lease % 3))
+            case ProbeSampling():
+                return SamplingProbed(lease=lease, usage=Usage(output_tokens=30))
             case Probe(model=model):
                 return Probed(lease=lease, model=model, models=(model,))
             case Generate():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rsd.errors import ErrorClass
-from rsd.hub.brain.leases import PREPARE, LeaseTable
+from rsd.hub.brain.leases import Expired, LeaseKind, LeaseTable
 from rsd.hub.brain.limits import (
     DOWN,
     FAILURES_TO_OPEN,
@@ -30,6 +30,17 @@ def endpoint(url: str = "http://a/v1", cap: int = 64) -> EndpointLimit:
     return made
 
 
+def start(e: EndpointLimit) -> None:
+    """A call is lent, as the lease table counts it."""
+    e.calls.count += 1
+    e.started()
+
+
+def end(e: EndpointLimit) -> None:
+    """Its lease ends."""
+    e.calls.count -= 1
+
+
 def error(kind: ErrorClass, **fields: object) -> CallError:
     return CallError(error=kind, message="why", **fields)  # type: ignore[arg-type]
 
@@ -42,10 +53,10 @@ def test_slow_start_doubles_every_round_trip_up_to_the_cap() -> None:
         count = e.room(trip)
         sizes.append(count)
         for _ in range(count):
-            e.started()
+            start(e)
         for _ in range(count):
             e.succeeded(float(trip))
-            e.ended()
+            end(e)
     assert sizes == [FIRST, 2 * FIRST, 80, 80]
 
 
@@ -58,7 +69,7 @@ def test_a_server_that_says_that_nothing_waits_is_filled_before_it_answers() -> 
     e.limit, now, rises = FIRST_LIMIT, 0.0, []
     while e.room(now):
         for _ in range(e.room(now)):
-            e.started()
+            start(e)
         assert e.load_due(now)
         e.loaded(e.in_flight, 0, now)
         rises.append(int(e.limit))
@@ -70,7 +81,7 @@ def test_a_server_that_says_that_nothing_waits_is_filled_before_it_answers() -> 
 def test_slow_start_ends_where_answers_wait() -> None:
     e = endpoint(cap=256)
     for _ in range(e.room(0.0)):
-        e.started()
+        start(e)
     e.loaded(40, e.in_flight - 40, 0.0)
     assert e.limit < 128 and not e.slow_start and e.room(1.0) == 0
 
@@ -78,9 +89,9 @@ def test_slow_start_ends_where_answers_wait() -> None:
 def test_an_idle_limit_does_not_grow() -> None:
     e = endpoint()
     for _ in range(100):
-        e.started()
+        start(e)
         e.succeeded(1.0)
-        e.ended()
+        end(e)
     assert int(e.limit) == FIRST
 
 
@@ -93,11 +104,11 @@ def test_one_cut_per_episode_and_retry_after_is_honoured() -> None:
     assert e.room(106.9) == 0
     assert e.room(107.0) == 32
     assert e.state == UP
-    e.in_flight = 31
+    e.calls.count = 31
     e.failed(error(ErrorClass.RATE_LIMITED), 116.0)
     assert e.limit == pytest.approx(25.6)
     assert e.room(116.0) == 0, "more than that is in flight"
-    e.in_flight = 20
+    e.calls.count = 20
     assert e.room(116.0) == 5, "a server that takes others is not left alone"
 
 
@@ -105,9 +116,9 @@ def burst_of_refusals(e: EndpointLimit, capacity: int, now: float) -> None:
     """As many calls as there is room for; the server takes `capacity`."""
     count = e.room(now)
     for _ in range(count):
-        e.started()
+        start(e)
     for _ in range(max(0, e.in_flight - capacity)):
-        e.ended()
+        end(e)
         e.failed(error(ErrorClass.RATE_LIMITED), now + 0.01, now)
 
 
@@ -120,7 +131,7 @@ def test_what_a_server_takes_is_found_in_few_bursts_and_kept_for_a_while() -> No
     now = 103.0
     while now < 163.0:  # a service time of half a second: each ends and another takes its place
         for _ in range(e.in_flight):
-            e.ended()
+            end(e)
             e.succeeded(now)
         burst_of_refusals(e, 8, now)
         seen.append(e.in_flight)
@@ -135,7 +146,7 @@ def test_a_server_that_grows_is_filled_within_a_minute() -> None:
     now, seen = 101.0, []
     while now < 161.0:
         for _ in range(e.in_flight):
-            e.ended()
+            end(e)
             e.succeeded(now)
         burst_of_refusals(e, 32, now)
         seen.append(e.in_flight)
@@ -154,18 +165,18 @@ def test_what_a_server_took_is_remembered_from_a_burst_of_refusals() -> None:
     e = endpoint(cap=64)
     e.limit, e.slow_start = 64.0, False
     for _ in range(64):
-        e.started()
+        start(e)
     for left in (63, 62, 61, 60):  # it has 60 places
-        e.ended()
+        end(e)
         e.failed(error(ErrorClass.RATE_LIMITED), 100.0, 99.0)
         assert (e.limit, e.taken) == (pytest.approx(51.2), left)
 
 
-def test_what_was_lent_ahead_does_not_count_as_taken() -> None:
+def test_what_was_prefetched_does_not_count_as_taken() -> None:
     e = endpoint(cap=64)
-    e.limit, e.slow_start, e.ahead = 64.0, False, 8
+    e.limit, e.slow_start, e.prefetch = 64.0, False, 8
     for _ in range(e.room(99.0)):
-        e.started()
+        start(e)
     assert e.in_flight == 72
     e.failed(error(ErrorClass.RATE_LIMITED), 100.0, 99.0)
     assert e.taken == 64.0
@@ -175,7 +186,7 @@ def test_additive_growth_after_a_cut() -> None:
     e = endpoint()
     e.limit, e.slow_start = 10.0, False
     for _ in range(10):
-        e.started()
+        start(e)
     for _ in range(10):
         e.succeeded(50.0)
     assert 10.9 < e.limit < 11.1
@@ -230,9 +241,9 @@ def test_many_refusals_alike_are_the_endpoints_fault() -> None:
 
 def test_the_endpoint_that_knows_the_image_is_preferred_while_it_has_room() -> None:
     a, b = endpoint("a"), endpoint("b")
-    a.in_flight = FIRST - 1
+    a.calls.count = FIRST - 1
     assert pick_endpoint([a, b], "a", 0.0) is a
-    a.in_flight = FIRST
+    a.calls.count = FIRST
     assert pick_endpoint([a, b], "a", 0.0) is b
     b.failed(error(ErrorClass.QUOTA), 0.0)
     assert pick_endpoint([a, b], "a", 0.0) is None
@@ -246,29 +257,35 @@ def test_leases_come_back_once_whoever_ends_them() -> None:
     assert first is not None
     lease = table.grant(first, "work", deadline=10.0, sha256="sha")
     assert table.pick(Role.GENERATE, "sha", False) is first, "the worker that has the image"
-    assert table.settle(first.name, lease) == "work"
-    assert table.settle(first.name, lease) is None
+    closed = table.close(first.name, lease)
+    assert closed is not None and (closed.item, closed.late) == ("work", False)
+    assert table.close(first.name, lease) is None
     late = table.grant(first, "late", deadline=10.0)
-    assert table.expire(9.9) == ([], [])
-    assert table.expire(10.0) == (["late"], [first.name])
-    assert table.settle(first.name, late) is None, "a reply after the deadline is dropped"
+    assert table.expire(9.9) == Expired()
+    expired = table.expire(10.0)
+    assert [loan.item for loan in expired.failed] == ["late"]
+    assert list(expired.kill) == [first.name]
+    closed = table.close(first.name, late)
+    assert closed is not None and closed.late, "a reply after the deadline is not for its work"
+    assert table.close(first.name, late) is None
     table.grant(first, "lost", deadline=99.0)
-    assert table.leave(first.name) == (["lost"], None)
+    lost, decoding = table.leave(first.name)
+    assert ([loan.item for loan in lost], decoding) == (["lost"], None)
     assert table.leave(first.name) == ([], None)
 
 
-def test_a_worker_is_never_lent_more_than_its_slots_and_the_spare() -> None:
-    for slots, spare in ((2, 1), (16, 2), (100, 12)):
+def test_a_worker_is_never_lent_more_than_its_slots_and_the_prefetch() -> None:
+    for slots, more in ((2, 1), (16, 2), (100, 12)):
         table: LeaseTable[int] = LeaseTable()
         table.join("g", Role.GENERATE, slots)
-        assert table.spare(Role.GENERATE) == spare
-        for i in range(slots + spare):
+        assert table.prefetch_slots(Role.GENERATE) == more
+        for i in range(slots + more):
             assert (table.pick(Role.GENERATE, "", False) is None) == (i >= slots)
             worker = table.pick(Role.GENERATE, "", True)
             assert worker is not None
             table.grant(worker, i, deadline=1.0)
         assert table.pick(Role.GENERATE, "", True) is None
-        assert table.in_flight(Role.GENERATE) == slots + spare
+        assert table.in_flight(Role.GENERATE) == slots + more
         assert table.running(Role.GENERATE) == slots
 
 
@@ -278,9 +295,9 @@ def test_who_leaves_has_threads_only_for_what_it_holds() -> None:
     table.join("new", Role.GENERATE, 16)
     for i in range(3):
         table.grant(table.workers["old"], i, deadline=1.0)
-    assert (table.threads(Role.GENERATE), table.spare(Role.GENERATE)) == (32, 4)
+    assert (table.threads(Role.GENERATE), table.prefetch_slots(Role.GENERATE)) == (32, 4)
     table.leaving("old")
-    assert (table.threads(Role.GENERATE), table.spare(Role.GENERATE)) == (16 + 3, 2)
+    assert (table.threads(Role.GENERATE), table.prefetch_slots(Role.GENERATE)) == (16 + 3, 2)
 
 
 def test_a_death_while_decoding_names_the_image() -> None:
@@ -288,9 +305,10 @@ def test_a_death_while_decoding_names_the_image() -> None:
     table.join("g", Role.GENERATE, 1)
     worker = table.pick_for_prepare(Role.GENERATE)
     assert worker is not None
-    lease = table.grant(worker, "prepare", deadline=1.0, kind=PREPARE)
-    table.decoding("g", lease, "image")
-    assert table.leave("g") == (["prepare"], "image")
+    lease = table.grant(worker, "prepare", deadline=1.0, kind=LeaseKind.PREPARE)
+    table.decoding("g", lease, 0.0)
+    held, decoding = table.leave("g")
+    assert [decoding] == held and held[0].item == "prepare"
 
 
 def queueing_server(e: EndpointLimit, slots: int, seconds: int, *, others: int = 0) -> list[int]:
@@ -301,14 +319,14 @@ def queueing_server(e: EndpointLimit, slots: int, seconds: int, *, others: int =
     for second in range(seconds):
         now = 100.0 + second
         for _ in range(e.room(now)):
-            e.started()
+            start(e)
         there = e.in_flight + others
         if e.load_due(now):
             e.loaded(min(slots, there), max(0, there - slots), now)
         done = min(e.in_flight, slots * e.in_flight // there if there else 0)
         for _ in range(done):
             e.succeeded(now + 0.9)
-            e.ended()
+            end(e)
         seen.append(done + e.in_flight)
     return seen
 
@@ -327,7 +345,7 @@ def test_what_other_clients_use_is_left_to_them() -> None:
 
 def test_a_server_without_metrics_is_not_asked_again_until_it_was_away() -> None:
     e = endpoint()
-    e.started()
+    start(e)
     assert e.load_due(5.0)
     e.load_unknown(error(ErrorClass.MISCONFIGURED), 5.0)
     assert not e.load_due(1000.0)
@@ -344,7 +362,7 @@ def test_what_the_server_will_still_take_is_not_exceeded_until_it_begins_anew() 
     e.on_rate_headers((RateWindow(remaining=5, seconds=10.0),), 1.0, 100.0)
     assert e.room(100.0) == 5
     for _ in range(3):
-        e.started()
+        start(e)
     assert e.room(101.0) == 2
     e.on_rate_headers((RateWindow(remaining=9_000, seconds=2.0, tokens=True),), 1_000.0, 101.0)
     assert e.room(101.0) == 2, "the smaller of two limits counts"
@@ -383,7 +401,7 @@ def test_a_rate_limit_says_why_until_an_answer_comes() -> None:
 
 def test_a_call_sent_after_a_cut_and_refused_cuts_again() -> None:
     e = endpoint()
-    e.limit, e.in_flight = 40.0, 40
+    e.limit, e.calls.count = 40.0, 40
     for _ in range(20):
         e.failed(error(ErrorClass.RATE_LIMITED), 100.0, 99.0)
     assert e.limit == pytest.approx(32.0)

@@ -50,7 +50,9 @@ from rsd.protocol.tasks import (
     Prepared,
     Probe,
     Probed,
+    ProbeSampling,
     ReadLoad,
+    SamplingProbed,
 )
 from rsd.protocol.vocabulary import (
     CallError,
@@ -300,7 +302,9 @@ class World:
 
     def check(self) -> None:
         for worker, leases in self.leases.items():
-            calls = [t for t in leases.values() if not isinstance(t, Prepare | ReadLoad)]
+            calls = [
+                t for t in leases.values() if not isinstance(t, Prepare | ReadLoad | ProbeSampling)
+            ]
             self.most[worker] = max(self.most.get(worker, 0), len(calls))
             slots = self.slots
             assert len(calls) <= slots + max(1, slots // 8)
@@ -411,6 +415,8 @@ class World:
             return Prepared(lease=lease, image=task.image, info=info_of(task.path))
         if isinstance(task, Probe):
             return Probed(lease=lease, model=task.model, models=(task.model,))
+        if isinstance(task, ProbeSampling):
+            return SamplingProbed(lease=lease)
         if isinstance(task, ReadLoad):
             waiting = self.rng.choice((0.0, 0.0, 1.0, 20.0))
             return LoadRead(lease=lease, running=8.0, waiting=waiting)

@@ -101,8 +101,8 @@ class Brain:
                 self.outcomes.worker_gone(worker, crashed)
             case WorkerLeaving(worker=worker):
                 self.dispatch.leases.leaving(worker)
-            case Replied(worker=worker, reply=Decoding(lease=lease, image=image)):
-                self.dispatch.leases.decoding(worker, lease, image)
+            case Replied(worker=worker, reply=Decoding(lease=lease)):
+                self.dispatch.leases.decoding(worker, lease, self.turn.now)
             case Replied(worker=worker, reply=GivenBack(leases=leases)):
                 self.outcomes.given_back(worker, leases)
             case Replied(worker=worker, reply=reply) if not isinstance(reply, Decoding | GivenBack):
@@ -118,7 +118,7 @@ class Brain:
                     self.rounds.activate(ActiveImage.from_history(history, recipe))
             case Started(backlog_high=high, dialects=dialects):
                 self.started, self.intake.backlog_high = True, high
-                self.dispatch.restore(dialects)
+                self.dispatch.endpoints.restore(dialects)
             case Committed(seq=seq, stats=stats):
                 self.turn.acknowledge(seq)
                 self.intake.backlog_high = max(self.intake.backlog_high, stats.backlog_high)
@@ -149,7 +149,7 @@ class Brain:
         if self.draining or not self.started:
             return
         now = self.turn.now
-        self.dispatch.due(now)
+        self.dispatch.queue.due(now)
         self.rounds.forget_departed()
         self.rounds.start_steps()
         if self._scan_done:
@@ -158,7 +158,7 @@ class Brain:
             self.intake.admit(len(self.rounds.images), planned, self._requests)
         if not self.turn.full:
             self.turn.out += self.dispatch.assign_probes(now)
-            self.turn.out += self.dispatch.assign_looks(now)
+            self.turn.out += self.dispatch.assign_sides(now)
             self.turn.out += self.dispatch.assign(now, self._task)
             self.turn.out += self.dispatch.assign_prepares(now, self._prepare_task)
         idle = self.intake.idle and not self.rounds.images and not self.turn.unacknowledged

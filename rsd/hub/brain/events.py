@@ -16,6 +16,7 @@ from rsd.protocol.tasks import (
     LoadRead,
     Prepared,
     Probed,
+    SamplingProbed,
 )
 from rsd.protocol.vocabulary import ImageId, Rates, Recipe, Role
 from rsd.protocol.writer_talk import BacklogPage, Committed, ContentFound, Query, Recovered
@@ -89,7 +90,16 @@ class Replied:
 
     worker: str
     reply: (
-        Decoding | Prepared | Generated | Graded | Probed | LoadRead | Failed | GivenBack | Crashed
+        Decoding
+        | Prepared
+        | Generated
+        | Graded
+        | Probed
+        | SamplingProbed
+        | LoadRead
+        | Failed
+        | GivenBack
+        | Crashed
     )
 
 

@@ -83,12 +83,12 @@ class Intake:
 
         `active`: images started and not ended; `planned`: requests that they will still make.
         """
-        if not self.dispatch.usable(Role.GENERATE) or self.dispatch.paused:
+        if not self.dispatch.endpoints.usable(Role.GENERATE) or self.dispatch.paused:
             return
-        ahead = PLANNED_AHEAD * max(1, self.dispatch.ceiling(Role.GENERATE, self.turn.now))
+        wanted = PLANNED_AHEAD * max(1, self.dispatch.ceiling(Role.GENERATE))
         planned += self.busy * requests_per_image
         while self.window and active + self.busy < ACTIVE_MAX:
-            if planned >= ahead and active + self.busy >= ACTIVE_MIN:
+            if planned >= wanted and active + self.busy >= ACTIVE_MIN:
                 break
             queued = self.window.popleft()
             if self.only is not None and queued.path not in self.only:
@@ -96,7 +96,7 @@ class Intake:
             work = Work(kind=WorkKind.PREPARE, image=queued.image, queued=queued)
             self.preparing[queued.image] = work
             self._crashes[queued.image] = queued.crashes
-            self.dispatch.add(work)
+            self.dispatch.queue.add(work)
             planned += requests_per_image
         if not self.window and self._asking is None and self.cursor < self.backlog_high:
             self._asking = (self.turn.query(), self.backlog_high)
@@ -140,7 +140,7 @@ class Intake:
         if queued is None or work.image not in self.preparing:
             return
         if work.image in departed:
-            self.dispatch.later(work, self.turn.now + 1.0)
+            self.dispatch.queue.later(work, self.turn.now + 1.0)
             return
         self._done(work)
         if queued.status != "queued" and queued.sha256 == info.sha256:
@@ -190,7 +190,7 @@ class Intake:
             return
         if error.reason in ("truncated", "empty") and self._still_young(work):
             at = self.turn.now + self.policy.patience / LOOKS_WHILE_YOUNG
-            self.dispatch.later(work, at)
+            self.dispatch.queue.later(work, at)
             return
         self._done(work)
         known = queued.status != "queued"

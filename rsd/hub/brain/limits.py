@@ -15,6 +15,7 @@ import math
 from dataclasses import dataclass, field
 
 from rsd.errors import ErrorClass
+from rsd.hub.brain.leases import OpenCalls
 from rsd.protocol.vocabulary import CallError, RateWindow, RequestDialect, Role
 
 #: Requests in flight that an endpoint starts with, or this share of its cap if that is more; slow
@@ -35,9 +36,11 @@ REFUSALS_TO_PAUSE = 12
 PROBE_PAUSE_MAX, SETUP_PAUSE_MAX = 15.0, 60.0
 #: Pause after a rate limit that names no time, of a server that takes nothing at all.
 COOL_DOWN = 1.0
-#: Seconds between two looks at a server's own load, and the share of an endpoint's calls that may
+#: Seconds between two polls of a server's own load, and the share of an endpoint's calls that may
 #: wait in the server's queue: enough that a free slot finds one, too few to matter.
 LOAD_SECONDS, QUEUE_SHARE = 1.0, 0.1
+#: Longest pause between two load polls of a server that does not answer them.
+LOAD_SECONDS_MAX = 60.0
 #: The same in slow start, which goes on as long as a server says that nothing waits.
 START_SECONDS = 0.1
 #: Longest time that a server's Retry-After is believed.
@@ -61,8 +64,8 @@ class EndpointLimit:
     reason: str = ""  #: why it is not up, or the last refusal of one that limits the rate
     limit: float = FIRST_LIMIT
     slow_start: bool = True
-    in_flight: int = 0
-    ahead: int = 0  #: leases that may wait for a thread of the workers, beyond the limit
+    calls: OpenCalls = field(default_factory=OpenCalls)  #: counted by the lease table
+    prefetch: int = 0  #: leases that may wait for a thread of the workers, beyond the limit
     answered: int = 0  #: items or chat probes answered, ever
     failures: int = 0  #: in a row
     refusals: int = 0  #: in a row
@@ -75,8 +78,10 @@ class EndpointLimit:
     max_model_len: int | None = None
     rate_limited: int = 0  #: 429s and busy answers, ever
     observable: bool = True  #: whether it tells its load, as far as is known
-    observing: bool = False
+    observing: bool = False  #: a load poll is open, or was not answered in time and still may be
     observe_at: float = 0.0
+    unobserved: int = 0  #: load polls in a row that failed
+    sampling_tried: bool = False  #: whether a probe of its sampling parameters was lent
     queued: float = 0.0  #: of our calls, those that wait in the server's queue, by its last word
     rate_window_remaining: float = 0.0  #: calls that it takes before then
     rate_window_until: float = 0.0
@@ -93,12 +98,17 @@ class EndpointLimit:
         """Requests that may be started now."""
         if self.state != UP or now < self.cool_until:
             return 0
-        room = max(0, int(self.limit) + self.ahead - self.in_flight)
+        room = max(0, int(self.limit) + self.prefetch - self.in_flight)
         return (
             room
             if now >= self.rate_window_until
             else max(0, min(room, int(self.rate_window_remaining)))
         )
+
+    @property
+    def in_flight(self) -> int:
+        """Calls that are lent, also those that a limit before this one has lent."""
+        return self.calls.count
 
     @property
     def usable(self) -> bool:
@@ -113,8 +123,7 @@ class EndpointLimit:
             self.pause = self.probe_at = 0.0
 
     def started(self) -> None:
-        """A request was leased."""
-        self.in_flight += 1
+        """A request was lent."""
         self.rate_window_remaining -= 1
         if self.in_flight >= USED_TO_GROW * int(self.limit):
             self._credit = self.in_flight
@@ -129,10 +138,6 @@ class EndpointLimit:
             until = now + window.seconds
             if now >= self.rate_window_until or calls < self.rate_window_remaining:
                 self.rate_window_remaining, self.rate_window_until = max(0.0, calls), until
-
-    def ended(self) -> None:
-        """Its lease ended, however."""
-        self.in_flight = max(0, self.in_flight - 1)
 
     def succeeded(self, now: float) -> None:
         """An item was answered with what was asked for."""
@@ -185,6 +190,7 @@ class EndpointLimit:
         """
         rising = self.slow_start and self.limit < self.cap
         self.observe_at = now + (START_SECONDS if rising else LOAD_SECONDS)
+        self.unobserved = 0
         self.queued = waiting * self.in_flight / (running + waiting) if waiting else 0.0
         fair = max(1.0, QUEUE_SHARE * self.in_flight)
         if rising and not waiting and self.in_flight >= USED_TO_GROW * int(self.limit):
@@ -195,7 +201,8 @@ class EndpointLimit:
 
     def load_unknown(self, error: CallError, now: float) -> None:
         """It did not tell. One that answers otherwise than with its load never will."""
-        self.observe_at = now + LOAD_SECONDS
+        self.observe_at = now + min(LOAD_SECONDS_MAX, LOAD_SECONDS * 2.0**self.unobserved)
+        self.unobserved = min(self.unobserved + 1, 16)
         self.observable = error.error is ErrorClass.TRANSIENT
         self.queued = 0.0
 
@@ -206,7 +213,8 @@ class EndpointLimit:
     def probed(self, now: float, *, model: str, max_model_len: int | None) -> None:
         """A probe was answered: slow start from the bottom."""
         self.probing = False
-        self.answered += 1
+        if self.state != UNKNOWN:
+            self.answered += 1  # a first probe only reads the list of models
         self.model = model
         self.max_model_len = max_model_len or self.max_model_len
         self.state, self.reason = UP, ""
@@ -214,7 +222,7 @@ class EndpointLimit:
         self.limit = self._first()
         self.slow_start = True
         self.cool_until = 0.0
-        self.observable, self.queued = True, 0.0
+        self.observable, self.unobserved, self.queued = True, 0, 0.0
 
     def _cut(self, error: CallError, now: float, started: float | None) -> None:
         self.rate_limited += 1
@@ -235,7 +243,7 @@ class EndpointLimit:
             self.limit = max(1.0, self.limit * CUT)
             self.taken = math.inf
         if not error.retry_after:  # else it is a matter of time, not of how many at once
-            # What was lent ahead has no thread; and not all is concluded in one episode.
+            # What was prefetched has no thread; and not all is concluded in one episode.
             there = min(float(self.in_flight), max(self._before, self.limit))
             self.taken = min(self.taken, max(1.0, there, self._before / 2))
             self.limit = min(self.limit, self.taken)

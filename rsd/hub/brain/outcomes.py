@@ -64,7 +64,7 @@ class Outcomes:
 
     def failed(self, work: Work, error: CallError) -> None:
         """A task ended with an error."""
-        endpoint = self.dispatch.endpoint(work)
+        endpoint = self.dispatch.endpoints.find(work)
         match work.kind:
             case WorkKind.PREPARE if work.respool:
                 self._respool_failed(work, error)
@@ -85,7 +85,7 @@ class Outcomes:
         if error.error in ALIVE:
             endpoint.probed(self.turn.now, model=endpoint.model, max_model_len=None)
         else:
-            self.dispatch.endpoint_failed(endpoint, error, work, self.turn)
+            self.dispatch.endpoints.failed(endpoint, error, work, self.turn)
 
     def _call_failed(
         self, work: Work, error: CallError, image: ActiveImage, endpoint: EndpointLimit | None
@@ -97,11 +97,11 @@ class Outcomes:
         if error.reason != OUT_OF_MEMORY:  # that says nothing of the endpoint
             others = endpoint is not None and endpoint.answered > work.answered_before
             if endpoint is not None:
-                self.dispatch.endpoint_failed(endpoint, error, work, self.turn)
+                self.dispatch.endpoints.failed(endpoint, error, work, self.turn)
                 work.answered_before = endpoint.answered
         if error.error is ErrorClass.UNSUPPORTED:
             if self._adapted(work, error, endpoint):
-                self.dispatch.add(work, front=True)
+                self.dispatch.queue.add_first(work)
                 return
             verdict: Verdict = GiveUp()
         else:
@@ -109,7 +109,7 @@ class Outcomes:
         image.last_error = f"{error.error.value}: {error.message or error.reason}"
         match verdict:
             case Retry(at=at):
-                self.dispatch.later(work, at)
+                self.dispatch.queue.later(work, at)
             case Split():
                 self.rounds.split(work)
             case GiveUp():
@@ -127,7 +127,7 @@ class Outcomes:
         adapted = adapt(endpoint.dialect, error)
         if adapted is None:
             return False
-        self.dispatch.learn(endpoint, adapted, self.turn)
+        self.dispatch.endpoints.learn(endpoint, adapted, self.turn)
         return True
 
     # ----------------------------------------------------------------------------------- pictures
@@ -138,7 +138,7 @@ class Outcomes:
         if not parked:
             respool = Work(kind=WorkKind.PREPARE, image=image.image, respool=True)
             respool.reduced = work.reduced
-            self.dispatch.add(respool, front=True)
+            self.dispatch.queue.add_first(respool)
         parked.append(work)
 
     def _prepare_failed(self, work: Work, error: CallError) -> None:
@@ -147,7 +147,7 @@ class Outcomes:
         if error.error is not ErrorClass.BAD_IMAGE:
             verdict = self._verdict(work, error, True)
             if isinstance(verdict, Retry):
-                self.dispatch.later(work, verdict.at)
+                self.dispatch.queue.later(work, verdict.at)
                 return
         self.intake.failed(work, error)
 
@@ -158,7 +158,7 @@ class Outcomes:
         if error.error is not ErrorClass.BAD_IMAGE:  # the picture is not to blame
             verdict = self._verdict(work, error, True)
             if isinstance(verdict, Retry) or error.reason != OUT_OF_MEMORY:
-                self.dispatch.later(work, self.turn.now + pause(work, self.policy))
+                self.dispatch.queue.later(work, self.turn.now + pause(work, self.policy))
                 return
         status = "withdrawn" if error.reason == "vanished" else "failed"
         reason = error.reason or error.error.value
@@ -171,7 +171,7 @@ class Outcomes:
         if not self.intake.refused:
             self.turn.log("error", f"cannot write: {error.message}; nothing is lost, work waits")
         self.intake.refused = error.message
-        self.dispatch.later(work, self.turn.now + pause(work, self.policy))
+        self.dispatch.queue.later(work, self.turn.now + pause(work, self.policy))
         return True
 
     # ---------------------------------------------------------------------- leases without a reply
@@ -182,7 +182,7 @@ class Outcomes:
         """
         works, decoding = self.dispatch.leave(worker)
         convicted = decoding is not None and crashed and self.intake.crashed(decoding)
-        for work in works:
+        for work in reversed(works):  # the first of them comes first again
             prepare = work.kind is WorkKind.PREPARE
             if not prepare and not (work.kind.pays and work.image in self.rounds.images):
                 continue
@@ -190,22 +190,26 @@ class Outcomes:
                 continue
             if prepare and work.image == decoding and not crashed:
                 work.killed += 1
-                self.dispatch.later(work, self.turn.now + pause(work, self.policy))
+                self.dispatch.queue.later(work, self.turn.now + pause(work, self.policy))
             else:
-                self.dispatch.add(work, front=True)
+                self.dispatch.queue.add_first(work)
 
     def given_back(self, worker: str, leases: tuple[LeaseId, ...]) -> None:
         """A worker gives back calls that it has not begun."""
-        for lease in reversed(leases):  # the first of them comes first again
-            work = self.dispatch.give_back(worker, lease)
-            if work is not None and work.image in self.rounds.images:
-                self.dispatch.add(work, front=True)
+        works = [self.dispatch.give_back(worker, lease) for lease in leases]
+        wanted = [w for w in works if w is not None and w.image in self.rounds.images]
+        self.dispatch.queue.add_first(*wanted)
 
     def expire(self) -> None:
         """Leases whose time is over count as failed; workers that answer nothing are killed."""
-        works, kills = self.dispatch.expire(self.turn.now)
-        self.turn.out += kills
-        for work in works:
+        overdue = self.dispatch.expire(self.turn.now)
+        self.turn.out += overdue.kills
+        self.dispatch.queue.add_first(*overdue.waiting)
+        for work in overdue.hung:  # the picture's fault, as if it had crashed its decoder
+            if not self.intake.crashed(work.image):
+                work.killed += 1
+                self.dispatch.queue.later(work, self.turn.now + pause(work, self.policy))
+        for work in overdue.failed:
             error = CallError(
                 error=ErrorClass.TRANSIENT,
                 message="no answer within the time of its lease",

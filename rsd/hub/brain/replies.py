@@ -8,6 +8,7 @@ from rsd.errors import ErrorClass
 from rsd.hub.brain.dispatch import Dispatcher
 from rsd.hub.brain.image import ActiveImage
 from rsd.hub.brain.intake import Intake
+from rsd.hub.brain.leases import Loan
 from rsd.hub.brain.limits import EndpointLimit
 from rsd.hub.brain.outcomes import Outcomes
 from rsd.hub.brain.prefilter import rejection_of
@@ -52,15 +53,16 @@ class Replies:
     def heard(self, worker: str, reply: Reply) -> None:
         """A worker answered. What comes for a lease that has ended is paid for and not used."""
         usage = reply.usage if isinstance(reply, Generated | Graded | Failed) else None
-        work = None
+        loan = None
         if reply.lease is not None:
-            work = self.dispatch.settle(worker, reply.lease, usage)
+            loan = self.dispatch.close(worker, reply.lease, usage)
         if isinstance(reply, Crashed):
             self.turn.log("error", f"a bug in worker {worker}:\n{reply.traceback}")
-        if work is None:
-            self._late(worker, reply)
+        if loan is None or loan.late:
+            self._late(loan, reply)
             return
-        endpoint = self.dispatch.endpoint(work)
+        work = loan.item
+        endpoint = self.dispatch.endpoints.find(work)
         if endpoint is not None and isinstance(reply, Generated | Graded):
             endpoint.succeeded(self.turn.now)
             if reply.rate_windows:
@@ -92,11 +94,10 @@ class Replies:
                 error = CallError(error=ErrorClass.BAD_REPLY, message=message, reason="bug")
                 self.outcomes.failed(work, error)
 
-    def _late(self, worker: str, reply: Reply) -> None:
-        about = self.dispatch.leases.workers.get(worker)
-        if about is not None and isinstance(reply, Generated | Graded | Failed):
-            model = "" if isinstance(reply, Failed) else reply.model
-            self.turn.spent(about.role, "", model, reply.usage, "late")
+    def _late(self, loan: Loan[Work] | None, reply: Reply) -> None:
+        call = loan.call if loan is not None else None  # its work may be lent elsewhere by now
+        if call is not None and isinstance(reply, Generated | Graded | Failed):
+            self.turn.spent(call.role, call.endpoint, call.model, reply.usage, "late")
 
     def _spent(self, work: Work, model: str, usage: Usage, outcome: str) -> None:
         self.turn.spent(work.role, work.endpoint, model, usage, outcome)
@@ -111,7 +112,7 @@ class Replies:
         if missing:
             if endpoint is not None and endpoint.dialect.multiple:
                 single = msgspec.structs.replace(endpoint.dialect, multiple=False)
-                self.dispatch.learn(endpoint, single, self.turn)
+                self.dispatch.endpoints.learn(endpoint, single, self.turn)
             for index in missing:
                 self.rounds.queue(image, WorkKind.GENERATE, (index,))
         for indices, number in image.to_grade(work.indices):
@@ -171,13 +172,11 @@ class Replies:
         if endpoint is None:
             return
         endpoint.probed(self.turn.now, model=reply.model, max_model_len=reply.max_model_len)
-        self.dispatch.sampling_probed(endpoint.url)
         self.turn.log("info", f"{endpoint.url} answers, model {reply.model}")
         if reply.warning:
             self.turn.log("warning", f"{endpoint.url}: {reply.warning}")
 
     def _sampling_probed(self, work: Work, reply: SamplingProbed) -> None:
-        self.dispatch.sampling_probed(work.endpoint)
         if reply.warning:
             self.turn.log("warning", f"{work.endpoint}: {reply.warning}")
 
@@ -192,8 +191,7 @@ class Replies:
         if not work.reduced:
             image.info = info  # other settings may give other bytes, and readers check their size
         parked = image.parked[work.reduced]
-        for call in reversed(parked):  # the first of them comes first again
-            self.dispatch.add(call, front=True)
+        self.dispatch.queue.add_first(*parked)
         parked.clear()
 
 

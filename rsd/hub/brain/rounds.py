@@ -57,7 +57,7 @@ class Rounds:
         self.policy = policy
         changed = [i for i in self.images.values() if i.grade_as(policy.recipe)]
         if changed:
-            self.dispatch.drop(lambda work: not self.stale(work))
+            self.dispatch.queue.drop(lambda work: not self.stale(work))
         for image in changed:
             self.check_barrier(image)
 
@@ -95,7 +95,7 @@ class Rounds:
         else:
             work.role, work.rubric = Role.GRADE, image.rubric
             work.endpoint = image.grader = self.dispatch.home(Role.GRADE, image.grader)
-        self.dispatch.add(work)
+        self.dispatch.queue.add(work)
 
     def check_barrier(self, image: ActiveImage) -> None:
         """Ask the strategy about the image soon if nothing is missing of its round."""
@@ -125,7 +125,7 @@ class Rounds:
 
     def _graders_behind(self) -> bool:
         slots = max(1, self.dispatch.leases.slots(Role.GRADE))
-        return self.dispatch.waiting(Role.GRADE) >= GRADING_AHEAD * slots
+        return self.dispatch.queue.waiting(Role.GRADE) >= GRADING_AHEAD * slots
 
     def _choose(self, step: StepChosen) -> None:
         size = 200 * (len(step.samples) + 1) + 40 * len(step.gradings)
@@ -176,7 +176,7 @@ class Rounds:
     def cancel(self, image: ActiveImage) -> None:
         """The image is withdrawn in the middle: what is queued for it must not go out."""
         self.remove(image)
-        self.dispatch.drop(lambda work: work.image != image.image)
+        self.dispatch.queue.drop(lambda work: work.image != image.image)
         if image.image in self.dispatch.lent_images():
             self.departed[image.image] = image
 

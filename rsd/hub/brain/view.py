@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rsd.hub.brain.dispatch import WORDS, Dispatcher
+from rsd.hub.brain.dispatch import Dispatcher
+from rsd.hub.brain.endpoints import STATE_WORDS
 from rsd.hub.brain.intake import Intake
 from rsd.hub.brain.limits import MISCONFIGURED, QUOTA, UP, EndpointLimit
 from rsd.hub.brain.turn import Turn
@@ -44,7 +45,7 @@ class EndpointView:
         """Why it does not answer, in one line; "" when it does."""
         if self.usable:
             return ""
-        state = WORDS.get(self.state, self.state)
+        state = STATE_WORDS.get(self.state, self.state)
         return f"{NAMES[self.role]} {self.url} {state}: {self.reason}".rstrip(": ")
 
 
@@ -68,6 +69,7 @@ class BrainView:
     draining: bool
     level: str  #: of the host's load: `normal`, `reduced` or `paused`
     paused: bool  #: nothing new is lent
+    factor: float  #: share of the normal number of calls that the host's load allows: 0 to 1
     roles: dict[Role, RoleView]
     endpoints: tuple[EndpointView, ...]
     delayed: int  #: items that wait for their time after an error
@@ -77,11 +79,6 @@ class BrainView:
     writer_behind: bool  #: the writer must catch up before more is lent
     spool_refused: str  #: why prepared pictures cannot be written, "" when they can
     deferred: int  #: truncated files that may still grow
-
-    @property
-    def factor(self) -> float:
-        """Share of the normal number of calls that the host's load allows: 0 to 1."""
-        return min((r.ceiling / r.cap for r in self.roles.values() if r.cap), default=1.0)
 
     def of(self, role: Role) -> list[EndpointView]:
         """The endpoints of a role."""
@@ -128,19 +125,20 @@ def view_of(
         draining=draining,
         level=dispatch.level,
         paused=dispatch.paused,
+        factor=0.0 if dispatch.paused else dispatch.factor,
         roles={
             role: RoleView(
                 cap=dispatch.cap(role),
-                ceiling=dispatch.ceiling(role, now),
-                waiting=dispatch.waiting(role),
+                ceiling=dispatch.ceiling(role),
+                waiting=dispatch.queue.waiting(role),
                 in_flight=leases.in_flight(role),
                 running=leases.running(role),
                 slots=leases.slots(role),
             )
             for role in dispatch.policy.roles
         },
-        endpoints=tuple(_endpoint(e, now) for e in dispatch.endpoints.values()),
-        delayed=dispatch.delayed,
+        endpoints=tuple(_endpoint(e, now) for e in dispatch.endpoints),
+        delayed=dispatch.queue.delayed,
         open_leases=leases.open,
         idle_leavers=tuple(leases.idle_leavers()),
         unacknowledged=turn.unacknowledged,
