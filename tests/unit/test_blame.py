@@ -61,6 +61,46 @@ def test_three_crashes_convict_a_picture_and_kills_by_others_do_not() -> None:
     assert [(e.path, e.reason) for e in world.ended] == [(b"a", "crashes_worker")]
 
 
+def test_a_decoding_that_hangs_is_convicted_and_takes_no_other_picture_along() -> None:
+    """One try must do for every other picture: an expired lease would count as one."""
+    names = [f"p{k}".encode() for k in range(12)]
+    world = Hanging(random.Random(7), policy(max_attempts=1))
+    world.run([*names, b"hangs"])
+    assert [(e.path, e.reason) for e in world.ended if e.score is None] == [
+        (b"hangs", "crashes_worker")
+    ]
+    assert len(world.store.decided) == 12
+    assert world.hung == 3 and world.killed == 3
+
+
+class Hanging(World):
+    """The thread that decodes the picture `hangs` never comes back from it."""
+
+    hung = killed = 0
+
+    def answerable(self, worker: str) -> list[int]:
+        leases = self.leases[worker]
+        pictures = {k: t for k, t in leases.items() if isinstance(t, Prepare)}
+        bad = [k for k, task in pictures.items() if task.path == b"hangs"]
+        stuck = [k for k in pictures if bad and k >= bad[0]]
+        if stuck and stuck[0] == min(pictures):
+            self.decode(worker, stuck[0])
+        return [k for k in leases if k not in stuck]
+
+    def decode(self, worker: str, lease: int) -> None:
+        about = self.brain.dispatch.leases.workers[worker]
+        if about.decoding != lease:
+            self.hung += 1
+            image = self.leases[worker][lease].image
+            self.think(events.Replied(worker=worker, reply=Decoding(lease=lease, image=image)))
+
+    def act(self, action: events.Action) -> None:
+        if isinstance(action, events.KillWorker):
+            assert "prepares a picture" in action.why
+            self.killed += 1
+        super().act(action)
+
+
 def test_a_lack_of_memory_fails_nothing() -> None:
     short = CallError(error=ErrorClass.TRANSIENT, message="short", reason=OUT_OF_MEMORY)
     seen: dict[object, int] = {}

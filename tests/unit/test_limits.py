@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from rsd.errors import ErrorClass
-from rsd.hub.brain.leases import Expired, LeaseKind, LeaseTable
 from rsd.hub.brain.limits import (
     DOWN,
     FAILURES_TO_OPEN,
@@ -247,68 +246,6 @@ def test_the_endpoint_that_knows_the_image_is_preferred_while_it_has_room() -> N
     assert pick_endpoint([a, b], "a", 0.0) is b
     b.failed(error(ErrorClass.QUOTA), 0.0)
     assert pick_endpoint([a, b], "a", 0.0) is None
-
-
-def test_leases_come_back_once_whoever_ends_them() -> None:
-    table: LeaseTable[str] = LeaseTable()
-    table.join("g1", Role.GENERATE, 2)
-    table.join("g2", Role.GENERATE, 2)
-    first = table.pick(Role.GENERATE, "sha", False)
-    assert first is not None
-    lease = table.grant(first, "work", deadline=10.0, sha256="sha")
-    assert table.pick(Role.GENERATE, "sha", False) is first, "the worker that has the image"
-    closed = table.close(first.name, lease)
-    assert closed is not None and (closed.item, closed.late) == ("work", False)
-    assert table.close(first.name, lease) is None
-    late = table.grant(first, "late", deadline=10.0)
-    assert table.expire(9.9) == Expired()
-    expired = table.expire(10.0)
-    assert [loan.item for loan in expired.failed] == ["late"]
-    assert list(expired.kill) == [first.name]
-    closed = table.close(first.name, late)
-    assert closed is not None and closed.late, "a reply after the deadline is not for its work"
-    assert table.close(first.name, late) is None
-    table.grant(first, "lost", deadline=99.0)
-    lost, decoding = table.leave(first.name)
-    assert ([loan.item for loan in lost], decoding) == (["lost"], None)
-    assert table.leave(first.name) == ([], None)
-
-
-def test_a_worker_is_never_lent_more_than_its_slots_and_the_prefetch() -> None:
-    for slots, more in ((2, 1), (16, 2), (100, 12)):
-        table: LeaseTable[int] = LeaseTable()
-        table.join("g", Role.GENERATE, slots)
-        assert table.prefetch_slots(Role.GENERATE) == more
-        for i in range(slots + more):
-            assert (table.pick(Role.GENERATE, "", False) is None) == (i >= slots)
-            worker = table.pick(Role.GENERATE, "", True)
-            assert worker is not None
-            table.grant(worker, i, deadline=1.0)
-        assert table.pick(Role.GENERATE, "", True) is None
-        assert table.in_flight(Role.GENERATE) == slots + more
-        assert table.running(Role.GENERATE) == slots
-
-
-def test_who_leaves_has_threads_only_for_what_it_holds() -> None:
-    table: LeaseTable[int] = LeaseTable()
-    table.join("old", Role.GENERATE, 16)
-    table.join("new", Role.GENERATE, 16)
-    for i in range(3):
-        table.grant(table.workers["old"], i, deadline=1.0)
-    assert (table.threads(Role.GENERATE), table.prefetch_slots(Role.GENERATE)) == (32, 4)
-    table.leaving("old")
-    assert (table.threads(Role.GENERATE), table.prefetch_slots(Role.GENERATE)) == (16 + 3, 2)
-
-
-def test_a_death_while_decoding_names_the_image() -> None:
-    table: LeaseTable[str] = LeaseTable()
-    table.join("g", Role.GENERATE, 1)
-    worker = table.pick_for_prepare(Role.GENERATE)
-    assert worker is not None
-    lease = table.grant(worker, "prepare", deadline=1.0, kind=LeaseKind.PREPARE)
-    table.decoding("g", lease, 0.0)
-    held, decoding = table.leave("g")
-    assert [decoding] == held and held[0].item == "prepare"
 
 
 def queueing_server(e: EndpointLimit, slots: int, seconds: int, *, others: int = 0) -> list[int]:

@@ -344,13 +344,17 @@ class World:
             self.step()
         raise AssertionError(f"not finished: {self.brain.rounds.images or self.brain.intake}")
 
+    def answerable(self, worker: str) -> list[int]:
+        """Its leases of which any may be answered next."""
+        return list(self.leases[worker])
+
     def step(self) -> None:
         choices = ["tick"]
         if self.facts:
             choices += ["commit"] * 3
         if self.questions:
             choices += ["reply"] * 3
-        busy = [w for w, leases in self.leases.items() if leases]
+        busy = [w for w in self.leases if self.answerable(w)]
         if busy:
             choices += ["work"] * 8
             if self.rng.random() < self.kills:
@@ -367,7 +371,7 @@ class World:
                 self.kill(self.rng.choice(busy))
             case "work":
                 worker = self.rng.choice(busy)
-                lease = self.rng.choice(list(self.leases[worker]))
+                lease = self.rng.choice(self.answerable(worker))
                 task = self.leases[worker].pop(lease)
                 self.now += 0.1
                 self.think(events.Replied(worker=worker, reply=self.work(lease, task)))
