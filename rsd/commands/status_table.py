@@ -87,7 +87,7 @@ def rows_of_running(status: Status) -> list[tuple[str, str]]:
 def endpoint_words(endpoint: EndpointStatus) -> str:
     """One endpoint in a line."""
     why = f" ({endpoint.reason})" if endpoint.reason else ""
-    text = f"{endpoint.url} {endpoint.model}: {endpoint.state}{why}, "
+    text = f"{endpoint.url} {endpoint.model}".rstrip() + f": {endpoint.state}{why}, "
     text += f"{endpoint.in_flight}/{endpoint.limit} in flight"
     if endpoint.rate_limited:
         text += f", {endpoint.rate_limited} times too fast"

@@ -12,7 +12,7 @@ from rsd.protocol.tasks import Configure, Endpoint
 from rsd.protocol.vocabulary import Rates, Recipe, Role, SummaryConfig
 from rsd.protocol.writer_talk import Open, Reconfigure
 from rsd.settings.fields import Generation, Grading, Settings, state_dir
-from rsd.settings.load import PLACES
+from rsd.settings.load import FOLDERS
 
 #: Most requests in flight per endpoint when the settings name no number. vLLM says itself how many
 #: it can compute at once; other servers only refuse, and are asked more carefully.
@@ -120,7 +120,7 @@ def keys_of(settings: Settings) -> tuple[str, ...]:
 
 def refuse_fixed(before: Settings, after: Settings) -> None:
     """Raises UserError when a reload would change where rsd works."""
-    for name in PLACES:
+    for name in FOLDERS:
         if getattr(before, name) != getattr(after, name):
             raise UserError(
                 f"{name} = {getattr(after, name)}: cannot change while rsd runs (it is "

@@ -30,14 +30,14 @@ from rsd.settings.words import (
 )
 
 #: Where a configuration file is looked for, after `--config` and `RSD_CONFIG`.
-CONFIG_PLACES = (Path("rsd.toml"), Path("/etc/rsd/rsd.toml"))
+CONFIG_FILES = (Path("rsd.toml"), Path("/etc/rsd/rsd.toml"))
 #: Environment variables that are not settings.
 NOT_SETTINGS = {
     *("RSD_CONFIG", "RSD_RUNTIME_DIR"),
     *("RSD_FAILPOINT", "RSD_EVIDENCE", "RSD_VLLM_URL", "RSD_VLLM_TARGET"),
 }
 #: The settings that say where a daemon works and keeps its state.
-PLACES = ("image_dir", "output_dir", "state_dir")
+FOLDERS = ("image_dir", "output_dir", "state_dir")
 
 
 def find_config(explicit: str | None) -> Path | None:
@@ -49,7 +49,7 @@ def find_config(explicit: str | None) -> Path | None:
             where = "--config" if explicit else "RSD_CONFIG"
             raise UserError(f"{where} {named}: no such file")
         return path
-    return next((p for p in CONFIG_PLACES if p.is_file()), None)
+    return next((p for p in CONFIG_FILES if p.is_file()), None)
 
 
 def load(
@@ -160,7 +160,7 @@ def locate(
                 raise
     env = os.environ if environ is None else environ
     found: dict[str, str] = {}
-    for key in PLACES:
+    for key in FOLDERS:
         value = flags.get(key) or env.get(f"RSD_{key.upper()}") or merged.get(key) or ""
         if not isinstance(value, str):
             raise UserError(f"{key} = {shown(value)}: {allowed(key)}")

@@ -62,7 +62,7 @@ def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in list(os.environ):
         if name.startswith("RSD_"):
             monkeypatch.delenv(name)
-    monkeypatch.setattr(load, "CONFIG_PLACES", (Path("rsd.toml"),))
+    monkeypatch.setattr(load, "CONFIG_FILES", (Path("rsd.toml"),))
     monkeypatch.setenv("RSD_RUNTIME_DIR", str(tmp_path / "run"))
     monkeypatch.chdir(tmp_path)
 
