@@ -12,6 +12,7 @@ that has come: on a loaded machine waking the other side costs more than writing
 from __future__ import annotations
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import select
@@ -26,9 +27,14 @@ import msgspec
 In = TypeVar("In")
 Out = TypeVar("Out")
 
+log = logging.getLogger(__name__)
+
 #: Bytes of a frame's length, and most bytes of one read.
 HEADER: Final = 4
 CHUNK: Final = 64 * 1024
+#: Longest frame in bytes that is believed: a longer one is no frame. A server's answer has 16 MiB,
+#: of which JSON may write a byte as six.
+FRAME_MAX: Final = 256 * 1024 * 1024
 
 
 def frame_of(message: msgspec.Struct) -> bytes:
@@ -45,8 +51,8 @@ class Frames:
         self._rest = b""
 
     def read(self) -> list[bytes]:
-        """Block until a frame is whole; all that are. Raises EOFError when the other end is gone;
-        what it had begun to say is lost with it.
+        """Block until a frame is whole; all that are. Raises EOFError when the other end is gone:
+        what it had begun to send is lost with it. Raises ValueError for what is no frame.
         """
         found: list[bytes] = []
         parts = [self._rest]
@@ -54,7 +60,7 @@ class Frames:
         while True:
             while have < need:
                 try:
-                    part = os.read(self._fd, max(CHUNK, need - have))
+                    part = os.read(self._fd, CHUNK)
                 except OSError:
                     part = b""
                 if not part:
@@ -65,6 +71,10 @@ class Frames:
             at = 0
             while have - at >= HEADER:
                 need = HEADER + int.from_bytes(data[at : at + HEADER], "big")
+                if need > HEADER + FRAME_MAX and found:
+                    break  # first what came before it
+                if need > HEADER + FRAME_MAX:
+                    raise ValueError(f"a frame of {need - HEADER} bytes")
                 if have - at < need:
                     break
                 found.append(data[at + HEADER : at + need])
@@ -99,7 +109,9 @@ class WorkQueue(Generic[In]):
     ) -> None:
         """Begin to read and send, once the child has been started.
 
-        `gone` is called once, after the last message was delivered, when the child's end is closed.
+        `gone` is called once, after the last message was delivered, when the child's end is closed
+        or what comes out of it cannot be read. In the latter case both pipes are closed, and a
+        child that does not end of that is the caller's to kill.
         """
         for end in self.child_ends:
             end.close()
@@ -153,13 +165,19 @@ class WorkQueue(Generic[In]):
         gone: Callable[[], None],
     ) -> None:
         frames = Frames(self._rx.fileno())
-        with contextlib.suppress(EOFError):
-            while True:
-                for frame in frames.read():
-                    deliver(decoder.decode(frame))
-        self._rx.close()
-        self.close()
-        gone()
+        try:
+            with contextlib.suppress(EOFError):
+                while True:
+                    for frame in frames.read():
+                        deliver(decoder.decode(frame))
+        except (ValueError, msgspec.MsgspecError) as e:
+            log.error("%s sends what is no message (%s); it is given up", self.name, e)
+        except Exception:
+            log.exception("a message of %s could not be taken; it is given up", self.name)
+        finally:
+            self._rx.close()
+            self.close()
+            gone()
 
     def _send(self) -> None:
         """What the pipe had no room for, and the end."""
@@ -198,7 +216,9 @@ class Mailbox(Generic[In, Out]):
         self._writing = threading.Lock()
 
     def get(self) -> In:
-        """The next message. EOF means that the hub died: this process ends at once."""
+        """The next message. EOF means that the hub died: this process ends at once. Raises
+        msgspec.MsgspecError or ValueError for what is no message.
+        """
         if not self._come:
             try:
                 self._come.extend(self._frames.read())

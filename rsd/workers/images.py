@@ -10,6 +10,7 @@ import errno
 import hashlib
 import io
 import os
+import re
 import stat
 import warnings
 from collections.abc import Callable
@@ -36,10 +37,19 @@ NEARLY_WHITE: Final = 230
 OPAQUE: Final = 32
 #: A PNG's end chunk must lie within this many bytes of the file's end (some append things to it).
 END_BYTES: Final = 64 * 1024
+#: Most scans of a JPEG. Progressive ones have about ten; each is a pass over all pixels, however
+#: few bytes the file has for it. And most segments that are looked at to count them.
+SCANS_MAX: Final = 100
+SEGMENTS_MAX: Final = 10_000
 #: Reason of a picture that wants more memory than decoding may take.
 TOO_MUCH_MEMORY: Final = "too_much_memory"
 #: EXIF's name of the orientation.
 ORIENTATION: Final = 0x0112
+
+#: A marker of JPEG that begins a segment: neither a stuffed byte of the picture's data nor one that
+#: stands alone.
+_SEGMENT = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
+_START_OF_SCAN, _END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
 
 # Pillow's own limit is far above ours and none at all between its warning and its error.
 Image.MAX_IMAGE_PIXELS = None
@@ -155,6 +165,8 @@ def decode(data: bytes, limits: Limits) -> Decoded:
         raise _bad(e) from None
     width, height = image.size
     _check_size(width, height, limits)
+    if image.format in ("JPEG", "MPO"):
+        _check_scans(data)
     try:
         # First of all: getexif() loads too, and a second load after a failed one shows black.
         image.load()
@@ -172,6 +184,7 @@ def decode(data: bytes, limits: Limits) -> Decoded:
     try:
         upright = ImageOps.exif_transpose(image) if orientation in range(2, 9) else image
         flat = flatten(upright, limits.background)
+        flat.info = {}  # a colour profile, for one, is that of the mode before
         flat.save(out, "PNG")
     except (OSError, ValueError, SyntaxError) as e:
         raise _bad(e) from None
@@ -262,6 +275,21 @@ def _check_size(width: int, height: int, limits: Limits) -> None:
         raise BadImage("too_small", f"{size}; sides of at least {limits.min_side}")
     if max(width, height) > limits.max_aspect * min(width, height):
         raise BadImage("too_elongated", f"{size}; at most {limits.max_aspect:g} times as long")
+
+
+def _check_scans(data: bytes) -> None:
+    """Count the scans of a JPEG as its decoder finds them, up to its end: without decoding."""
+    at = scans = 0
+    for _ in range(SEGMENTS_MAX):
+        found = _SEGMENT.search(data, at)
+        if found is None or found[0] == _END_OF_IMAGE:
+            return
+        scans += found[0] == _START_OF_SCAN
+        if scans > SCANS_MAX:
+            raise BadImage("too_many_scans", f"more than {SCANS_MAX} scans")
+        at = found.end()
+        at += max(2, int.from_bytes(data[at : at + 2], "big"))
+    raise BadImage("too_many_scans", f"more than {SEGMENTS_MAX} segments")
 
 
 def _bad(e: Exception) -> BadImage:

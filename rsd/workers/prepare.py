@@ -15,7 +15,12 @@ from rsd.protocol.vocabulary import SPOOL_REFUSED, CallError, ImageInfo
 from rsd.system.failpoints import failpoint
 from rsd.workers import images
 from rsd.workers.api.replies import CallFailed
+from rsd.workers.cpu import bounded
 from rsd.workers.worker import SHORT_OF_MEMORY, Worker
+
+#: Computing time that one picture may take, in seconds: once, and per megapixel that is allowed.
+#: What is encoded again takes most, about a quarter of that at 50 megapixels.
+CPU_ONCE, CPU_PER_MEGAPIXEL = 20.0, 1.0
 
 
 def prepare(worker: Worker, lease: LeaseId, task: Prepare) -> Prepared:
@@ -47,7 +52,9 @@ def spooled(
     variant: str = WHOLE,
     before_decode: Callable[[], None] = lambda: None,
 ) -> ImageInfo:
-    """The picture at `path` below `folder`, now in the spool. Raises CallFailed."""
+    """The picture at `path` below `folder`, now in the spool. Raises CallFailed. A picture that
+    takes more computing time than any good one ends the process.
+    """
     limits = images.Limits(
         max_pixels=configuration.max_pixels,
         max_file_bytes=configuration.max_file_bytes,
@@ -56,15 +63,16 @@ def spooled(
         background=configuration.background,
     )
     try:
-        return images.prepare(
-            folder,
-            path,
-            Path(configuration.spool_dir),
-            limits,
-            before_decode,
-            variant=variant,
-            plain=configuration.pictures == "file",
-        )
+        with bounded(CPU_ONCE + CPU_PER_MEGAPIXEL * configuration.max_pixels / 1e6):
+            return images.prepare(
+                folder,
+                path,
+                Path(configuration.spool_dir),
+                limits,
+                before_decode,
+                variant=variant,
+                plain=configuration.pictures == "file",
+            )
     except images.SpoolRefused as e:
         refused = CallError(error=ErrorClass.TRANSIENT, message=str(e), reason=SPOOL_REFUSED)
         raise CallFailed(refused) from None

@@ -86,14 +86,20 @@ class Worker:
         self._memory: MemoryLimit | None = None
 
     def run(self) -> None:
-        """Serve until the hub closes the channel, which ends the process."""
+        """Serve until the hub closes the channel, which ends the process. Raises whatever the
+        channel raises for what is no message, once the hub has its traceback.
+        """
         threads = [(f"call-{k}", self._calls) for k in range(self._slots)]
         threads += [(kind.__name__.lower(), leases) for kind, leases in self._sides.items()]
         for name, leases in threads:
             threading.Thread(target=self._serve, args=(leases,), name=name, daemon=True).start()
         self._memory = MemoryLimit(self._slots)
         while True:
-            message = self.channel.get()
+            try:
+                message = self.channel.get()
+            except Exception:  # hub and worker do not understand each other
+                self.channel.reply(self._crashed(None))
+                raise
             match message:
                 case Lease(task=task):
                     self._sides.get(type(task), self._calls).put(message)
@@ -165,7 +171,7 @@ class Worker:
             except Exception:  # a reply that is no JSON must not cost this thread
                 self.channel.reply(self._crashed(lease.lease))
 
-    def _crashed(self, lease: LeaseId) -> Crashed:
+    def _crashed(self, lease: LeaseId | None) -> Crashed:
         keys = [client.endpoint.key for client in list(self._clients.values())]
         text = Redactor(keys).text(traceback.format_exc())
         safe = text.encode("utf-8", "backslashreplace").decode()

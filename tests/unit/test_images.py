@@ -6,6 +6,7 @@ import base64
 import io
 import os
 import struct
+import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from PIL import Image, ImageDraw
 
 from rsd.protocol.tasks import HALF, WHOLE
 from rsd.protocol.vocabulary import ImageInfo
-from rsd.workers.images import BadImage, Limits, prepare
+from rsd.workers.images import SCANS_MAX, SEGMENTS_MAX, BadImage, Limits, prepare
 from rsd.workers.spool import media_type, url_path
 
 LIMITS = Limits(
@@ -246,3 +247,56 @@ def test_a_damaged_file_of_the_spool_is_replaced(
     before = whole.stat().st_ino
     put(tmp_path, encoded(drawing()))
     assert whole.stat().st_ino == before, "the right bytes are kept"
+
+
+def progressive(scans: int, size: tuple[int, int] = (64, 48)) -> bytes:
+    """A progressive JPEG whose last scan comes again and again, `scans` of them altogether."""
+    data = encoded(Image.new("L", size, "white"), "JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    return data[:-2] + data[last:-2] * (scans - data.count(b"\xff\xda")) + data[-2:]
+
+
+def test_a_jpeg_of_very_many_scans_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+    usual = encoded(drawing(), "JPEG", progressive=True)
+    assert 2 < usual.count(b"\xff\xda") < 20
+    assert put(tmp_path, usual)[1] == usual
+    assert put(tmp_path, progressive(SCANS_MAX))[0].format == "JPEG"
+    assert reason(tmp_path, progressive(SCANS_MAX + 1)) == "too_many_scans"
+    bomb = progressive(60_000, (4_000, 4_000))  # decoded, it would take half a minute
+    limits = {"max_pixels": 50_000_000, "max_file_bytes": 64 << 20}
+    began = time.process_time()
+    assert reason(tmp_path, bomb, **limits) == "too_many_scans"
+    assert time.process_time() - began < 1.0
+
+
+def test_what_only_looks_like_a_scan_is_none(tmp_path: Path) -> None:
+    """In a segment of metadata, in the picture's data, and in what comes after its end."""
+    exif = Image.Exif()
+    exif[0x010E] = "\xff\xda" * 400
+    data = encoded(drawing(), "JPEG", exif=exif.tobytes() + b"\xff\xda" * 400)
+    data += b"\xff\xda\x00\x08" * 400
+    assert put(tmp_path, data)[1] == data
+    restarts = encoded(drawing("RGB").resize((600, 400)), "JPEG", restart_marker_blocks=1)
+    assert restarts.count(b"\xff\xd0") > 100
+    assert put(tmp_path, restarts)[1] == restarts
+
+
+def test_segments_without_end_are_refused(tmp_path: Path) -> None:
+    data = encoded(drawing(), "JPEG")
+    start = data.index(b"\xff\xda")
+    comments = b"\xff\xfe\x00\x02" * (SEGMENTS_MAX + 1)
+    assert reason(tmp_path, data[:start] + comments + data[start:]) == "too_many_scans"
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
+def test_a_profile_of_cmyk_does_not_stay_with_rgb(tmp_path: Path, kind: str) -> None:
+    profile = bytearray(132)
+    profile[12:24], profile[36:40] = b"prtrCMYKLab ", b"acsp"
+    image = Image.new("CMYK", (60, 40), (0, 255, 255, 0))
+    data = encoded(image, kind, icc_profile=bytes(profile))
+    assert Image.open(io.BytesIO(data)).info["icc_profile"] == bytes(profile)
+    _, sent = put(tmp_path, data)
+    shown = Image.open(io.BytesIO(sent))
+    red, green, blue = shown.getpixel((5, 5))  # type: ignore[misc]
+    assert red > 250 and green < 5 and blue < 5
+    assert "icc_profile" not in shown.info and b"iCCP" not in sent

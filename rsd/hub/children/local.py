@@ -47,6 +47,7 @@ OWN_FAULTS = {
     signal.SIGABRT,
     signal.SIGTRAP,
     signal.SIGSYS,
+    signal.SIGXCPU,
 }
 
 Target = Callable[..., None]
