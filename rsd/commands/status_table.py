@@ -29,7 +29,7 @@ def rows_of(status: Status) -> list[tuple[str, str]]:
     since = f"{status.health}, running as pid {status.pid} for {span(status.uptime_seconds)}"
     cost = "" if status.cost is None else f", cost {status.cost:.2f}"
     unused = (
-        f", {lost} of them for nothing"
+        f"; of these {lost} in probes and failed calls"
         if (lost := tokens.unused_input + tokens.unused_output)
         else ""
     )
