@@ -32,7 +32,7 @@ from tests.support import Daemon, Simulator, draw, essence
 
 #: Slots of each pool, and processes of each; threads of a process are SLOTS / PROCESSES.
 SLOTS, PROCESSES = 8, 2
-#: Facts that a killed hub may not have had committed (SPEC 5.1).
+#: Facts that a killed hub may not have had committed (docs/contract.md).
 UNCOMMITTED = 128
 ROLES = ("generate", "grade", "writer", "hub")
 #: Pictures that lie in the folder undecided while the soak lasts.
