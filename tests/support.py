@@ -320,12 +320,7 @@ class Daemon:
         found: dict[str, int] = {}
         for task in Path(f"/proc/{self.process.pid}/task").iterdir():
             for pid in (task / "children").read_text().split():
-                try:
-                    line = Path(f"/proc/{pid}/cmdline").read_bytes().decode()
-                except OSError:
-                    continue
-                if "resource_tracker" not in line:
-                    found[pid] = int(pid)
+                found[pid] = int(pid)
         return found
 
     def family(self) -> list[int]:

@@ -15,7 +15,7 @@ from rsd.state import view
 from rsd.state.records import ImageRecord
 from rsd.state.transaction import Transaction
 from rsd.system import runtime_dir
-from rsd.system.processes import same_process
+from rsd.system.processes import hub_lives
 
 
 def last_word(state: Path) -> Status | None:
@@ -30,17 +30,13 @@ def last_word(state: Path) -> Status | None:
     except OSError as e:
         raise StateError(f"{state}/live.json: {e.strerror}") from None
     found = [status for text in texts if (status := decode(text)) is not None]
-    return max(found, key=_order, default=None)
+    # Of a living hub before all others, then the latest.
+    return max(found, key=lambda s: (lives(s, state), s.written_monotonic), default=None)
 
 
-def lives(status: Status) -> bool:
-    """Whether the hub that wrote this is still running."""
-    return status.pid is not None and same_process(status.pid, status.created)
-
-
-def _order(status: Status) -> tuple[bool, float]:
-    """Of a living hub before all others, then the latest."""
-    return lives(status), status.written_monotonic
+def lives(status: Status, state: Path) -> bool:
+    """Whether the hub that wrote this about a state is still running."""
+    return status.pid is not None and hub_lives(status.pid, status.created, state)
 
 
 def image_dir_of(state: Path, given: str) -> Path | None:

@@ -85,7 +85,7 @@ def states_of(args: argparse.Namespace) -> list[Path]:
     if settings is not None:
         return [flags.state_of(settings)]
     found = [p for p in runtime_dir.find_pointers() if Path(p.state_dir).is_dir()]
-    living = [p for p in found if processes.same_process(p.pid, p.created)]
+    living = [p for p in found if processes.hub_lives(p.pid, p.created, Path(p.state_dir))]
     return [Path(p.state_dir) for p in living or found]
 
 
@@ -103,7 +103,7 @@ def status_of(state: Path, now: float | None = None) -> Status:
     Raises StateError when nothing can be read.
     """
     last = last_word(state)
-    if last is not None and lives(last):
+    if last is not None and lives(last, state):
         if last.bottleneck == FOREIGN:
             last = with_counts(last, state)
         return with_silence(last, state, time.monotonic() if now is None else now)

@@ -76,7 +76,7 @@ from rsd.settings.fields import Settings, state_dir
 from rsd.system import logs, runtime_dir, signals
 from rsd.system.failpoints import failpoint
 from rsd.system.files import InstanceLock
-from rsd.system.processes import process_identity
+from rsd.system.processes import AliveLock, process_identity
 
 log = logging.getLogger("rsd")
 
@@ -115,8 +115,10 @@ def run(
     lock = InstanceLock(state / "instance.lock")
     if not lock.acquire():
         raise UserError(f"state_dir = {state}: another rsd works there (see `status`)")
+    alive = AliveLock(state)
     try:
         lock.note(f"pid {os.getpid()}\n")
+        alive.hold()
         hub = Supervisor(
             settings,
             recipe,
@@ -131,6 +133,7 @@ def run(
         logs.to_stderr_and_file(folder, settings.log_level, secrets, stderr=stderr_log)
         return hub.run()
     finally:
+        alive.release()
         lock.release()
 
 
@@ -252,10 +255,6 @@ class Supervisor:
                 self._think(HostPressure(level=seen.level, factor=seen.factor))
             case ("folder",):
                 self._tend_folder()
-            case ("brain", thought):
-                self._think(thought)
-            case ("failed", text):
-                raise StateError(text)
 
     def _think(self, event: Event) -> None:
         self._heard.append(event)  # the brain hears it with all else of this turn

@@ -25,7 +25,7 @@ class Pointer(Struct, frozen=True, kw_only=True):
     """One running daemon."""
 
     pid: int
-    created: str | None  #: which process of that pid (hub/host.py)
+    created: str | None  #: which process of that pid (processes.process_identity)
     state_dir: str
     image_dir: str
     output_dir: str

@@ -239,19 +239,12 @@ def verdict(figures: dict[str, Any], expected: dict[str, Any]) -> list[str]:
             wrong.append(f"{what}: {figures[what]}")
     if figures["exit_code"] != 0:
         wrong.append(f"exit code {figures['exit_code']}")
-    bugs = [text for text in figures["log"].split("Traceback")[1:] if not _orphaned(text)]
+    bugs = figures["log"].split("Traceback")[1:]
     if bugs:
         wrong.append("a traceback in the log: " + bugs[0][:1500])
     if figures["left"]:
         wrong.append(f"{figures['left']} kills were not reached")
     return wrong
-
-
-def _orphaned(traceback: str) -> bool:
-    """Whether it is that of a new process whose hub was killed before it could tell it anything:
-    multiprocessing's own, before a line of rsd has run.
-    """
-    return "spawn_main" in traceback and "EOFError: Ran out of input" in traceback[:1000]
 
 
 def report(figures: dict[str, Any], expected: dict[str, Any], seed: int) -> None:

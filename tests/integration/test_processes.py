@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rsd.hub.children.local import short
+from rsd.hub.children.entry import short
 from tests.support import HOME, Daemon, draw, living, wait_for
 
 Make = Callable[..., Any]
@@ -28,7 +28,7 @@ def held(pid: int) -> set[str]:
 
 def spawned(pid: int) -> bool:
     """By its command line: a forked child has that of the hub."""
-    return b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b"children.entry" in Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 def test_forked_children_share_nothing_and_the_others_are_spawned(
@@ -46,9 +46,9 @@ def test_forked_children_share_nothing_and_the_others_are_spawned(
             assert spawned(pid) == name.startswith("generator"), "they decode what anybody drew"
         pipes = {name: {f for f in held(pid) if "pipe:" in f} for name, pid in pids.items()}
         for name, own in pipes.items():
-            if not spawned(pids[name]):  # those share the pipe of multiprocessing's own tracker
-                assert len(own) == 4, "two to the hub, two by which multiprocessing watches"
-                assert not any(own & other for n, other in pipes.items() if n != name)
+            watched = 0 if spawned(pids[name]) else 2
+            assert len(own) == 2 + watched, "two to the hub, two by which multiprocessing watches"
+            assert not any(own & other for n, other in pipes.items() if n != name)
             assert not any("instance.lock" in f or "rsd.log" in f for f in held(pids[name]))
             assert Path(f"/proc/{pids[name]}/comm").read_text().strip() == short(name)
         os.kill(pids["grader-3"], signal.SIGKILL)
@@ -96,6 +96,23 @@ def test_without_standard_files_nothing_is_left_of_a_killed_hub(
     finally:
         end(d)
     assert d.once().returncode == 0
+
+
+def test_a_stop_leaves_nothing_that_somebody_has_to_kill(
+    simulator: Make, daemon: MakeDaemon
+) -> None:
+    """systemd kills what is left when the hub has ended, and says so in the journal."""
+    d = daemon(simulator(), "--candidates", "2")
+    draw(d.images / "a.png", 1)
+    d.start()
+    try:
+        wait_for(lambda: d.settled(1), "a result")
+        family = d.family()
+        assert sorted(family) == sorted(p["pid"] for p in d.live()["processes"]), "no helpers"
+        assert d.stop() == 0
+        assert not living(family)
+    finally:
+        end(d)
 
 
 KEYS = {"generation": "sk-first-0123456789abcdef", "grading": "sk-second-fedcba9876543210"}

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,14 @@ from rsd.hub.status.host import Host
 from rsd.hub.status.systemd import Notifier
 from rsd.hub.status.throttle import HostSample, Pressure, Throttle
 from rsd.settings.fields import Throttle as Settings
-from rsd.system.processes import process_identity, same_process
+from rsd.system.processes import (
+    ALIVE,
+    AliveLock,
+    hub_lives,
+    is_held,
+    process_identity,
+    same_process,
+)
 
 GIB = 1024**3
 
@@ -134,6 +142,39 @@ def test_a_real_sample_and_a_real_process(tmp_path: Path) -> None:
     created = process_identity(1)
     assert created is not None and same_process(1, created)
     assert not same_process(1, created + "0") and not same_process(2**22 + 1, created)
+
+
+def test_a_hub_lives_while_it_holds_its_lock_whatever_its_number_was_before(
+    tmp_path: Path,
+) -> None:
+    """After a reboot another process may have the number and the ticks of the hub of before."""
+    pid = os.getpid()
+    created = process_identity(pid)
+    assert hub_lives(pid, created, tmp_path), "where there is no lock, its number decides"
+    lock = AliveLock(tmp_path)
+    lock.hold()
+    assert (tmp_path / ALIVE).stat().st_mode & 0o777 == 0o644, "anybody may ask"
+    assert is_held(tmp_path / ALIVE) is True
+    assert hub_lives(pid, created, tmp_path)
+    assert not hub_lives(pid, f"{created}0", tmp_path)
+    assert is_held(tmp_path / ALIVE) is True, "who asks does not take it"
+    lock.release()
+    assert is_held(tmp_path / ALIVE) is False
+    assert not hub_lives(pid, created, tmp_path)
+
+
+def test_who_a_process_is_does_not_depend_on_what_a_container_masks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """systemd-nspawn lets a guest and its units see different ids of the boot."""
+    known = process_identity(os.getpid())
+    read = Path.read_text
+
+    def masked(path: Path, *args: Any, **kwargs: Any) -> str:
+        return "0" * 32 if path.name == "boot_id" else read(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "read_text", masked)
+    assert same_process(os.getpid(), known)
 
 
 def test_notifications_reach_the_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

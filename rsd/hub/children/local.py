@@ -15,23 +15,20 @@ import os
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from multiprocessing.resource_tracker import ensure_running
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from rsd.hub.children.entry import Spawned, Target, run
 from rsd.protocol.status import ProcessStatus
 from rsd.system import signals
 from rsd.system.queues import WorkQueue
 
 log = logging.getLogger(__name__)
 
-FORK, SPAWN = multiprocessing.get_context("fork"), multiprocessing.get_context("spawn")
-#: The longest name that the kernel keeps of a process, for ps and top.
-NAME_MAX = 15
+FORK = multiprocessing.get_context("fork")
 #: The n-th restart after quick deaths waits n seconds, up to this many.
 DELAY_MAX = 10.0
 #: A death within QUICK seconds of the start, before anything useful was done, counts; QUICK_DEATHS
@@ -50,8 +47,6 @@ OWN_FAULTS = {
     signal.SIGXCPU,
 }
 
-Target = Callable[..., None]
-
 
 @dataclass(slots=True)
 class Child:
@@ -64,7 +59,7 @@ class Child:
     decoder: msgspec.json.Decoder[Any]
     isolated: bool  #: its memory is to hold nothing of the hub's: it is always spawned
     life: int = 0  #: counts the processes; messages of earlier ones are dropped
-    process: BaseProcess | None = None
+    process: BaseProcess | Spawned | None = None
     queue: WorkQueue[Any] | None = None
     started_at: float = 0.0
     quick_deaths: int = 0
@@ -142,7 +137,9 @@ class Pool:
         queue: WorkQueue[Any] = WorkQueue(child.name)
         self._may_fork = self._may_fork and _single_threaded()
         try:
-            process = self._forked(child, queue) if self._may_fork and not child.isolated else None
+            process: BaseProcess | Spawned | None = None
+            if self._may_fork and not child.isolated:
+                process = self._forked(child, queue)
             process = process or self._spawned(child, queue)
         except OSError as e:
             for end in queue.child_ends:
@@ -160,7 +157,7 @@ class Pool:
         """None when the system does not fork: it is not asked again."""
         self.load()
         process = FORK.Process(
-            target=_run,
+            target=run,
             args=(child.name, child.target, *queue.child_ends, child.arguments, _open_files()),
             name=f"rsd-{child.name}",
             daemon=True,
@@ -174,17 +171,9 @@ class Pool:
             return None
         return process
 
-    def _spawned(self, child: Child, queue: WorkQueue[Any]) -> BaseProcess:
-        process = SPAWN.Process(
-            target=_run,
-            args=(child.name, child.target, *queue.child_ends, child.arguments, ()),
-            name=f"rsd-{child.name}",
-            daemon=True,
-        )
-        ensure_running()  # it unblocks signals when it has to be started
+    def _spawned(self, child: Child, queue: WorkQueue[Any]) -> Spawned:
         with signals.held():
-            process.start()
-        return process
+            return Spawned(child.name, child.target, queue.child_ends, list(child.arguments))
 
     def _listen(self, child: Child) -> None:
         life = child.life
@@ -283,38 +272,6 @@ def _open_files() -> tuple[int, ...]:
             if fcntl.fcntl(int(path.name), fcntl.F_GETFD) & fcntl.FD_CLOEXEC:
                 found.append(int(path.name))
     return tuple(found)
-
-
-def _run(
-    name: str,
-    target: Target,
-    inbox: Connection,
-    outbox: Connection,
-    arguments: tuple[Any, ...],
-    inherited: tuple[int, ...],
-) -> None:
-    """In the child. `inherited`: what the hub had open for itself when it forked."""
-    signals.ignore()
-    _let_go(set(inherited) - {inbox.fileno(), outbox.fileno()})
-    with contextlib.suppress(OSError):
-        Path("/proc/self/comm").write_text(short(name))
-    target(inbox, outbox, *arguments)
-
-
-def short(name: str) -> str:
-    """A child's name as ps and top show it: `rsd-gen-12`, `rsd-grader-3`, `rsd-writer`."""
-    return f"rsd-{name.replace('generator', 'gen')}"[:NAME_MAX]
-
-
-def _let_go(files: set[int]) -> None:
-    """Pipes of siblings would give them no EOF, the lock would outlive the hub. The numbers stay
-    taken: objects of the hub, whose memory this was, may still close them.
-    """
-    if files:
-        nowhere = os.open(os.devnull, os.O_RDWR)
-        for fd in files:
-            os.dup2(nowhere, fd, inheritable=False)
-        os.close(nowhere)
 
 
 def describe_exit(code: int | None) -> str:
