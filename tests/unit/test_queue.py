@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from rsd.hub.brain.queue import Work, WorkKind, WorkQueue
 from rsd.protocol.vocabulary import Role
 
@@ -45,3 +48,20 @@ def test_what_nobody_wants_is_dropped_wherever_it_waits() -> None:
     queue.later(call("y"), 2.0)
     queue.drop(lambda work: work.image != "x")
     assert [work.image for work in queue] == ["y"]
+
+
+@given(st.lists(st.tuples(st.sampled_from(WorkKind), st.integers(0, 9)), max_size=40))
+def test_waiting_calls_are_counted_without_a_look_at_each(work: list[tuple[WorkKind, int]]) -> None:
+    queue = WorkQueue(Role)
+
+    def right() -> bool:
+        there = [w.role for w in queue if w.kind.pays]
+        return all(queue.waiting(role) == there.count(role) for role in Role)
+
+    for kind, at in work:
+        queue.later(call(str(at), kind), float(at))
+        assert right()
+    queue.due(4.0)
+    assert right()
+    queue.drop(lambda w: w.image != "7")
+    assert right()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -64,6 +64,7 @@ class WorkQueue:
         self.calls: dict[Role, deque[Work]] = {role: deque() for role in roles}
         self.pictures: deque[Work] = deque()
         self._delayed: list[tuple[float, int, Work]] = []
+        self._delayed_calls: Counter[Role] = Counter()  # an outage delays thousands
         self._tie = 0
 
     def __iter__(self) -> Iterator[Work]:
@@ -87,19 +88,21 @@ class WorkQueue:
     def later(self, work: Work, at: float) -> None:
         """Work that may start at a time."""
         self._tie += 1
+        self._delayed_calls[work.role] += work.kind.pays
         heapq.heappush(self._delayed, (at, self._tie, work))
 
     def due(self, now: float) -> None:
         """Move delayed work whose time has come in front of the rest, the earliest first."""
         found = []
         while self._delayed and self._delayed[0][0] <= now:
-            found.append(heapq.heappop(self._delayed)[2])
+            work = heapq.heappop(self._delayed)[2]
+            self._delayed_calls[work.role] -= work.kind.pays
+            found.append(work)
         self.add_first(*found)
 
     def waiting(self, role: Role) -> int:
         """Calls of a role that are ready or delayed."""
-        delayed = sum(1 for _, _, w in self._delayed if w.kind.pays and w.role == role)
-        return len(self.calls[role]) + delayed
+        return len(self.calls[role]) + self._delayed_calls[role]
 
     @property
     def delayed(self) -> int:
@@ -114,6 +117,7 @@ class WorkQueue:
             queue.extend(kept)
         self._delayed = [entry for entry in self._delayed if wanted(entry[2])]
         heapq.heapify(self._delayed)
+        self._delayed_calls = Counter(w.role for _, _, w in self._delayed if w.kind.pays)
 
     def _queue_of(self, work: Work) -> deque[Work]:
         return self.calls[work.role] if work.kind.pays else self.pictures
