@@ -25,7 +25,7 @@ from rsd.hub.policy import configure_of, policy_of
 from rsd.pricing import money, prices_of
 from rsd.protocol.dialects import adapt, initial_dialect
 from rsd.protocol.tasks import (
-    Answer,
+    CandidateText,
     Configure,
     Generate,
     Generated,
@@ -63,33 +63,33 @@ def main(args: argparse.Namespace) -> int:
     out = Console(highlight=False)
     wrong = 0
 
-    def tell(good: bool | None, what: str, detail: str) -> None:
+    def report(good: bool | None, what: str, detail: str) -> None:
         nonlocal wrong
         wrong += good is False
         mark = {True: "[green]ok[/]   ", None: "[yellow]note[/] ", False: "[red]wrong[/]"}[good]
         out.print(f"{mark} {what}: {escape(detail)}", soft_wrap=True)
 
-    tell(True, "prompts", f"{', '.join(recipe.prompts)} from {settings.prompts}")
+    report(True, "prompts", f"{', '.join(recipe.prompts)} from {settings.prompts}")
     kind = "listwise" if recipe.listwise else "pointwise"
-    tell(True, "grading prompt", f"{settings.grading_prompt} ({kind})")
+    report(True, "grading prompt", f"{settings.grading_prompt} ({kind})")
     for good, what, detail in check_folders(settings):
-        tell(good, what, detail)
+        report(good, what, detail)
     pictures = list_images(Path(settings.image_dir))
     left, known = backlog(settings, len(pictures))
-    tell(True, "images", f"{len(pictures)} in {settings.image_dir}, {known}")
+    report(True, "images", f"{len(pictures)} in {settings.image_dir}, {known}")
     with tempfile.TemporaryDirectory(prefix="rsd-check-") as spool:
         trial = Trial(settings, recipe, Path(spool))
         try:
             source, info = trial.prepare(pictures)
             size = f"{info.width} x {info.height} {info.format}"
-            tell(True, "test picture", f"{source}, {size}, {info.sent_bytes} bytes sent")
+            report(True, "test picture", f"{source}, {size}, {info.sent_bytes} bytes sent")
         except UserError as e:
-            tell(False, "test picture", str(e))
+            report(False, "test picture", str(e))
             return 2
         for role in Role:
             for url in trial.urls(role):
                 for verdict, what, detail in trial.endpoint(role, url):
-                    tell(verdict, what, detail)
+                    report(verdict, what, detail)
         for text in trial.estimate(left):
             out.print(f"      {escape(text)}", soft_wrap=True)
     return 2 if wrong else 0
@@ -158,7 +158,7 @@ class Trial:
         self.settings, self.recipe, self.spool = settings, recipe, spool
         self.policy = policy_of(settings, recipe, once=True)
         self.pictures = SpooledPictures(spool)
-        self.answer = "A --> B"
+        self.candidate = "A --> B"
         self.info: ImageInfo | None = None
         self.spent: dict[Role, Usage] = {}
 
@@ -201,21 +201,21 @@ class Trial:
         found: list[tuple[bool | None, str, str]] = []
         try:
             task = Probe(endpoint=url, model=wanted, completion=False, dialect=dialect)
-            answer = probe(me, 1, task)
-            warning = answer.warning
+            probed = probe(me, 1, task)
+            warning = probed.warning
             if role is Role.GENERATE:
-                sampling = ProbeSampling(endpoint=url, model=answer.model, dialect=dialect)
+                sampling = ProbeSampling(endpoint=url, model=probed.model, dialect=dialect)
                 warning = warning or probe_sampling(me, 1, sampling).warning
         except CallFailed as e:
             return [(False, f"{word} {url}", f"{e.error.error.value}: {e.error.message}")]
-        length = f", context {answer.max_model_len}" if answer.max_model_len else ""
-        served = ", ".join(answer.models[:8]) + (", ..." if len(answer.models) > 8 else "")
-        listed = f"; serves {served}" if served not in ("", answer.model) else ""
-        found.append((True, f"{word} {url}", f"{answer.model}{length}{listed}"))
+        length = f", context {probed.max_model_len}" if probed.max_model_len else ""
+        served = ", ".join(probed.models[:8]) + (", ..." if len(probed.models) > 8 else "")
+        listed = f"; serves {served}" if served not in ("", probed.model) else ""
+        found.append((True, f"{word} {url}", f"{probed.model}{length}{listed}"))
         if warning:
             found.append((None, f"{word} sampling", warning))
         try:
-            found.append((True, f"{word} call", self._call(me, role, url, answer.model, dialect)))
+            found.append((True, f"{word} call", self._call(me, role, url, probed.model, dialect)))
         except CallFailed as e:
             found.append((False, f"{word} call", f"{e.error.error.value}: {e.error.message}"))
         return found
@@ -261,15 +261,15 @@ class Trial:
                 ),
             )
             self.spent[Role.GENERATE] = made.usage
-            self.answer = made.completions[0].content or self.answer
-            first = self.answer.strip().splitlines()[:1] or [""]
+            self.candidate = made.completions[0].content or self.candidate
+            first = self.candidate.strip().splitlines()[:1] or [""]
             return f"{_tokens(made.usage)} in {made.seconds:.1f} s; begins: {first[0][:60]}"
-        graded: Graded = grader.judge(
+        graded: Graded = grader.grade(
             me,
             1,
             GradeCandidates(
                 template=recipe.grading_template,
-                answers=(Answer(index=0, number=0, content=self.answer),),
+                candidates=(CandidateText(index=0, number=0, content=self.candidate),),
                 max_tokens=self.policy.grade_tokens,
                 reasoning_effort=self.policy.reasoning_effort,
                 **common,

@@ -86,7 +86,7 @@ class Generate(Struct, frozen=True, kw_only=True, tag_field="kind", tag="generat
     sent_bytes: int = 0  #: size of the whole picture as it is sent; 0: not known
 
 
-class Answer(Struct, frozen=True, kw_only=True):
+class CandidateText(Struct, frozen=True, kw_only=True):
     """A candidate as the grader gets it: neither prompt name nor parameters."""
 
     index: int
@@ -94,14 +94,14 @@ class Answer(Struct, frozen=True, kw_only=True):
     content: str
 
 
-class GradeCandidates(Struct, frozen=True, kw_only=True, tag_field="kind", tag="judge"):
-    """Score one answer, or several in one call when the template is listwise."""
+class GradeCandidates(Struct, frozen=True, kw_only=True, tag_field="kind", tag="grade"):
+    """Score one candidate, or several in one call when the template is listwise."""
 
     image: ImageId
     sha256: str
     round: int
     template: str
-    answers: tuple[Answer, ...]
+    candidates: tuple[CandidateText, ...]
     endpoint: str
     model: str
     dialect: RequestDialect
@@ -119,14 +119,13 @@ class Probe(Struct, frozen=True, kw_only=True, tag_field="kind", tag="probe"):
 
     endpoint: str
     model: str  #: wanted model, "" = the only served one
-    completion: bool = True
-    sampling: bool = False  #: to be asked as ProbeSampling instead
+    completion: bool = False
     dialect: RequestDialect = RequestDialect()
 
 
 class ProbeSampling(Struct, frozen=True, kw_only=True, tag_field="kind", tag="probe_sampling"):
     """Do sampling parameters take effect? Three tiny calls, the same seed twice and another one,
-    asked aside of the calls while work goes on.
+    made beside the other calls while work goes on.
     """
 
     endpoint: str
@@ -135,7 +134,7 @@ class ProbeSampling(Struct, frozen=True, kw_only=True, tag_field="kind", tag="pr
 
 
 class ReadLoad(Struct, frozen=True, kw_only=True, tag_field="kind", tag="read_load"):
-    """How full is a server by its own account? Asked aside of the calls, so as not to wait."""
+    """How full is a server by its own account? Asked beside the calls, which may take long."""
 
     endpoint: str
 
@@ -205,7 +204,7 @@ class Completion(Struct, frozen=True, kw_only=True):
 
 
 class Generated(Struct, frozen=True, kw_only=True, tag_field="kind", tag="generated"):
-    """The answers of one call, in the order of its samples; there may be fewer than asked."""
+    """The choices of one call, in the order of its candidates; there may be fewer than asked."""
 
     lease: LeaseId
     completions: tuple[Completion, ...]
@@ -226,7 +225,7 @@ class GradeGiven(Struct, frozen=True, kw_only=True):
 
 
 class Graded(Struct, frozen=True, kw_only=True, tag_field="kind", tag="graded"):
-    """The scores of one call; answers of the task that are missing here were unparsable."""
+    """The scores of one call; candidates of the task that are missing were unparsable."""
 
     lease: LeaseId
     grades: tuple[GradeGiven, ...]
@@ -270,7 +269,7 @@ class Failed(Struct, frozen=True, kw_only=True, tag_field="kind", tag="failed"):
     lease: LeaseId
     error: CallError
     seconds: float = 0.0
-    usage: Usage = Usage()  #: a truncated or unparsable answer is paid for all the same
+    usage: Usage = Usage()  #: a truncated or unparsable reply is paid for all the same
 
 
 class GivenBack(Struct, frozen=True, kw_only=True, tag_field="kind", tag="given_back"):

@@ -122,7 +122,7 @@ class WorkQueue(Generic[In]):
 
     def put(self, message: msgspec.Struct) -> None:
         """Queue a message for this worker, to be sent with the next `flush`; lost if the worker is
-        dead, which `gone` tells. One thread may put and flush.
+        dead, which `gone` reports. One thread may put and flush.
         """
         self._turn.append(frame_of(message))
 

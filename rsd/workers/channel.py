@@ -1,4 +1,4 @@
-"""How a worker hears the hub and answers it, whatever lies between them."""
+"""The link between a worker and its hub, whatever it is made of."""
 
 from __future__ import annotations
 

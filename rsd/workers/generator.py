@@ -118,7 +118,7 @@ def parameters(task: Generate) -> dict[str, Any]:
     }
     sent = {k: v for k, v in wanted.items() if k not in task.dialect.drop}
     sent[task.dialect.token_parameter] = token_cap(task.max_tokens, task.dialect)
-    # vLLM refuses n at temperature 0; fewer answers than asked are completed by the brain.
+    # vLLM refuses n at temperature 0; the brain asks again for choices that are missing.
     if len(task.samples) > 1 and task.dialect.multiple and params.temperature > 0:
         sent["n"] = len(task.samples)
     return sent

@@ -39,10 +39,10 @@ def main(inbox: Connection, outbox: Connection, name: str, slots: int) -> None:
     """Entry of the process: `slots` threads call."""
     signals.ignore()
     channel: Channel = Mailbox(inbox, outbox, to_worker_decoder)
-    Worker(channel, SpooledPictures(), slots, HANDLERS | {GradeCandidates: judge}).run()
+    Worker(channel, SpooledPictures(), slots, HANDLERS | {GradeCandidates: grade}).run()
 
 
-def judge(worker: Worker, lease: LeaseId, task: GradeCandidates) -> Graded:
+def grade(worker: Worker, lease: LeaseId, task: GradeCandidates) -> Graded:
     """One grading call. Raises CallFailed."""
     question = ask(task)
     url, _ = worker.pictures.get(
@@ -64,8 +64,8 @@ def judge(worker: Worker, lease: LeaseId, task: GradeCandidates) -> Graded:
 
 
 def parameters(task: GradeCandidates, question: Question) -> dict[str, Any]:
-    """What a judge is asked with: no sampling of its own, a seed per grade, the JSON form."""
-    wanted: dict[str, Any] = {"seed": task.answers[0].number}
+    """What a grader is asked with: no sampling of its own, a seed per grade, the JSON form."""
+    wanted: dict[str, Any] = {"seed": task.candidates[0].number}
     if not is_reasoning(task.model):
         wanted["temperature"] = 0.0
     if task.reasoning_effort:

@@ -22,7 +22,7 @@ from rsd.workers.api.refusals import excerpt
 from rsd.workers.api.replies import CallFailed, Reply
 from rsd.workers.worker import Handler, Worker
 
-#: Longest answer to a probe, in tokens: enough for a few words, too few to cost anything.
+#: Longest reply to a probe, in tokens: enough for a few words, too few to cost anything.
 PROBE_TOKENS = 16
 #: Sampling parameters that make two seeds differ, if seeds take effect at all.
 LIVELY = {"temperature": 1.0, "top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
@@ -61,13 +61,6 @@ def probe(worker: Worker, lease: LeaseId, task: Probe) -> Probed:
             usage = e.usage
             if e.error.error is not ErrorClass.UNSUPPORTED:  # the first item adapts the dialect
                 warning = f"a tiny completion was refused: {e.error.message}"
-    if task.sampling:
-        tried = probe_sampling(
-            worker,
-            lease,
-            ProbeSampling(endpoint=task.endpoint, model=model, dialect=task.dialect),
-        )
-        warning, usage = warning or tried.warning, _sum([usage, tried.usage])
     return Probed(
         lease=lease,
         model=model,
@@ -160,7 +153,7 @@ def _sum(usages: list[Usage]) -> Usage:
     )
 
 
-#: What every worker answers beside its own tasks.
+#: What every worker handles beside its own tasks.
 HANDLERS: dict[type, Handler] = {
     Probe: probe,
     ProbeSampling: probe_sampling,

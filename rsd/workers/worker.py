@@ -165,7 +165,7 @@ class Worker:
     def _serve(self, leases: queue.SimpleQueue[Lease]) -> None:
         while True:
             lease = leases.get()
-            reply = self._answer(lease.lease, lease.task)
+            reply = self._handle(lease.lease, lease.task)
             try:
                 self.channel.reply(reply)
             except Exception:  # a reply that is no JSON must not cost this thread
@@ -177,7 +177,7 @@ class Worker:
         safe = text.encode("utf-8", "backslashreplace").decode()
         return Crashed(lease=lease, traceback=safe[-TRACEBACK_MAX:])
 
-    def _answer(self, lease: LeaseId, task: Task) -> msgspec.Struct:
+    def _handle(self, lease: LeaseId, task: Task) -> msgspec.Struct:
         began = time.monotonic()
         if isinstance(task, Prepare):
             self._preparing_since = began

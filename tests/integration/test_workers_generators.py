@@ -35,7 +35,7 @@ from tests.integration.worker_parts import (
     configure,
     draw,
     generate,
-    judge,
+    grading,
     prepared,
     worker,
 )
@@ -198,7 +198,7 @@ def test_a_bug_is_reported_and_the_worker_goes_on(tmp_path: Path) -> None:
         worker(generator.main, server, tmp_path) as made,
     ):
         info = prepared(made)
-        bug = made.ask(judge(server, info.sha256, "A --> B"))  # no generator's task
+        bug = made.ask(grading(server, info.sha256, "A --> B"))  # no generator's task
         odd = generate(server, f"\x00{KEY}")
         shown = made.ask(odd)
         fine = made.ask(generate(server, info.sha256))

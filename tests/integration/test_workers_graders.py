@@ -22,7 +22,7 @@ from rsd.workers import grader
 from tests.integration.worker_parts import (
     GRADE,
     draw,
-    judge,
+    grading,
     text_of,
     worker,
 )
@@ -41,12 +41,12 @@ def spooled(tmp_path: Path) -> str:
 
 def test_a_candidate_is_graded(tmp_path: Path, spooled: str) -> None:
     with serving(says(GRADE)) as server, worker(grader.main, server, tmp_path) as made:
-        reply = made.ask(judge(server, spooled, "A --> B", reasoning_effort="low"))
+        reply = made.ask(grading(server, spooled, "A --> B", reasoning_effort="low"))
         request = server.requests[0]
     assert isinstance(reply, Graded)
-    (judgement,) = reply.grades
-    assert (judgement.index, judgement.number) == (3, 2)
-    assert (judgement.score, judgement.explanation) == (85.0, "all there")
+    (grade,) = reply.grades
+    assert (grade.index, grade.number) == (3, 2)
+    assert (grade.score, grade.explanation) == (85.0, "all there")
     assert reply.usage == Usage(input_tokens=66, output_tokens=16)
     sent = request.json
     assert sent["seed"] == 2
@@ -59,14 +59,14 @@ def test_a_candidate_is_graded(tmp_path: Path, spooled: str) -> None:
     assert not {"top_p", "top_k", "min_p", "n"} & sent.keys()
 
 
-def test_a_reasoning_judge_is_asked_as_it_wants(tmp_path: Path, spooled: str) -> None:
+def test_a_reasoning_grader_is_asked_as_it_wants(tmp_path: Path, spooled: str) -> None:
     dialect = RequestDialect(
         drop=("temperature", "seed"),
         token_parameter="max_completion_tokens",
         response_format="json_object",
     )
     with serving(says(GRADE)) as server, worker(grader.main, server, tmp_path) as made:
-        task = judge(server, spooled, "A --> B", model="o4-mini", dialect=dialect)
+        task = grading(server, spooled, "A --> B", model="o4-mini", dialect=dialect)
         assert isinstance(made.ask(task), Graded)
         sent = server.requests[0].json
     assert not {"temperature", "seed", "max_tokens", "reasoning_effort"} & sent.keys()
@@ -82,7 +82,7 @@ def test_a_list_comes_back_in_the_words_of_the_task(tmp_path: Path, spooled: str
 
     with serving(script) as server, worker(grader.main, server, tmp_path) as made:
         contents = [f"answer {k}" for k in range(3, 8)]
-        reply = made.ask(judge(server, spooled, *contents))
+        reply = made.ask(grading(server, spooled, *contents))
     assert {j.index: (j.score, j.explanation) for j in reply.grades} == {
         k: (10.0 * k, str(k)) for k in (3, 5, 6, 7)
     }
@@ -118,7 +118,7 @@ def test_no_grade_is_no_score(
     words: str,
 ) -> None:
     with serving(script) as server, worker(grader.main, server, tmp_path) as made:
-        reply = made.ask(judge(server, spooled, "A --> B"))
+        reply = made.ask(grading(server, spooled, "A --> B"))
     assert isinstance(reply, Failed)
     assert (reply.error.error, reply.error.reason) == (kind, reason)
     assert words in reply.error.message
@@ -130,7 +130,7 @@ def test_an_unparsable_grade_is_in_the_log(tmp_path: Path, spooled: str) -> None
         serving(says("no idea " * 200)) as server,
         worker(grader.main, server, tmp_path) as made,
     ):
-        made.ask(judge(server, spooled, "A --> B"))
+        made.ask(grading(server, spooled, "A --> B"))
         made.ask(Probe(endpoint=server.url, model="m"))
         lines = [line.text for line in made.logged if "unparsable" in line.text]
     assert len(lines) == 1

@@ -17,7 +17,7 @@ from PIL import Image
 from rsd.errors import ErrorClass
 from rsd.protocol.tasks import (
     WHOLE,
-    Answer,
+    CandidateText,
     Configure,
     Decoding,
     Endpoint,
@@ -152,14 +152,16 @@ def generate(server: Server, sha256: str, **fields: Any) -> Generate:
     return msgspec.structs.replace(task, **fields)
 
 
-def judge(server: Server, sha256: str, *contents: str, **fields: Any) -> GradeCandidates:
+def grading(server: Server, sha256: str, *contents: str, **fields: Any) -> GradeCandidates:
     template = "Grade. {candidate_answers}" if len(contents) > 1 else "Grade. {generated_answer}"
     task = GradeCandidates(
         image="i",
         sha256=sha256,
         round=0,
         template=template,
-        answers=tuple(Answer(index=k + 3, number=2, content=c) for k, c in enumerate(contents)),
+        candidates=tuple(
+            CandidateText(index=k + 3, number=2, content=c) for k, c in enumerate(contents)
+        ),
         endpoint=server.url,
         model="m",
         dialect=RequestDialect(),

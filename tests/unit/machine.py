@@ -153,7 +153,7 @@ class Hub:
             assert not set(task.samples) & made, "a call for a candidate that is stored"
         else:
             graded = {(i, g.number) for i, grades in seen.grades.items() for g in grades}
-            assert any((a.index, a.number) not in graded for a in task.answers), "graded already"
+            assert any((a.index, a.number) not in graded for a in task.candidates), "graded already"
 
     def hire(self, role: Role) -> None:
         self.hired += 1

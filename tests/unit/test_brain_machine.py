@@ -314,7 +314,7 @@ class BrainMachine(RuleBasedStateMachine):
                         score=score(a.content, a.number),
                         explanation="",
                     )
-                    for a in task.answers
+                    for a in task.candidates
                 )
                 n = len(grades)
                 return Graded(

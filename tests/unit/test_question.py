@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rsd.protocol.tasks import Answer, GradeCandidates
+from rsd.protocol.tasks import CandidateText, GradeCandidates
 from rsd.protocol.vocabulary import RequestDialect
 from rsd.simulator.injectable_grader import order
 from rsd.workers.grading.question import CANDIDATE_MAX, Question, ask, response_format, shown
@@ -29,7 +29,9 @@ def grading(template: str, *contents: str, seed: str = "s") -> GradeCandidates:
         sha256="0" * 64,
         round=0,
         template=template,
-        answers=tuple(Answer(index=k, number=0, content=c) for k, c in enumerate(contents)),
+        candidates=tuple(
+            CandidateText(index=k, number=0, content=c) for k, c in enumerate(contents)
+        ),
         endpoint="http://127.0.0.1/v1",
         model="m",
         dialect=RequestDialect(),

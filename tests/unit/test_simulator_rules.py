@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rsd.protocol.tasks import Answer, GradeCandidates
+from rsd.protocol.tasks import CandidateText, GradeCandidates
 from rsd.protocol.vocabulary import RequestDialect
 from rsd.simulator import grader, vllm
 from rsd.simulator.answers import Params, candidate_text, grade
@@ -164,7 +164,9 @@ def judged(
         sha256="s",
         round=0,
         template=template,
-        answers=tuple(Answer(index=k, number=number, content=t) for k, t in enumerate(answers)),
+        candidates=tuple(
+            CandidateText(index=k, number=number, content=t) for k, t in enumerate(answers)
+        ),
         endpoint="e",
         model="o4-mini",
         dialect=RequestDialect(),

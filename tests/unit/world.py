@@ -450,7 +450,7 @@ class World:
                     score=self.score(task, a.content, a.number),
                     explanation="",
                 )
-                for a in task.answers
+                for a in task.candidates
             ),
             usage=Usage(),
             seconds=1.0,

@@ -186,7 +186,7 @@ class Brain:
                 sha256=image.sha256,
                 round=image.candidates[first].round,
                 template=image.recipe.grading_template,
-                answers=image.answers(work.indices, work.number),
+                candidates=image.answers(work.indices, work.number),
                 endpoint=endpoint.url,
                 model=endpoint.model,
                 dialect=endpoint.dialect,

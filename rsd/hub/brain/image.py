@@ -10,7 +10,7 @@ import msgspec
 
 from rsd.hub.brain.queue import Work
 from rsd.protocol.facts import PlannedGrading, PlannedSample, StepChosen
-from rsd.protocol.tasks import Answer
+from rsd.protocol.tasks import CandidateText
 from rsd.protocol.vocabulary import Candidate, ImageId, ImageInfo, Recipe, seed_of
 from rsd.protocol.writer_talk import ImageHistory
 from rsd.strategy.base import Buy, ImageState
@@ -247,13 +247,13 @@ class ActiveImage:
                     calls.append((tuple(mine[a:b]), number))
         return sorted(calls, key=lambda call: (call[0][0], call[1]))
 
-    def answers(self, indices: tuple[int, ...], number: int) -> tuple[Answer, ...]:
+    def answers(self, indices: tuple[int, ...], number: int) -> tuple[CandidateText, ...]:
         """What a grading call is given."""
         found = []
         for index in indices:
             candidate = self.candidates[index].candidate
             if candidate is not None:
-                found.append(Answer(index=index, number=number, content=candidate.content))
+                found.append(CandidateText(index=index, number=number, content=candidate.content))
         return tuple(found)
 
     @classmethod

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Final
 
-from rsd.protocol.tasks import Answer, GradeCandidates
+from rsd.protocol.tasks import CandidateText, GradeCandidates
 from rsd.protocol.vocabulary import LISTWISE, POINTWISE
 
 #: Longest candidate text that a grader is shown, in characters.
@@ -68,7 +68,7 @@ class Question:
     """A grading call, ready to be sent: its text, and which id stands for which candidate."""
 
     text: str
-    ids: dict[str, Answer]
+    ids: dict[str, CandidateText]
     shown: dict[str, str]  #: by id: the candidate as the grader sees it
     listwise: bool
 
@@ -81,10 +81,10 @@ def ask(task: GradeCandidates, nonce: str | None = None) -> Question:
     listwise = LISTWISE in task.template
     if listwise:
         seed = task.shuffle_seed
-        candidates = sorted(task.answers, key=lambda each: _digest(seed, "order", each.index))
+        candidates = sorted(task.candidates, key=lambda each: _digest(seed, "order", each.index))
         names = _names(seed, len(candidates))
     else:
-        candidates, names = list(task.answers), [ONLY]
+        candidates, names = list(task.candidates), [ONLY]
     ids = dict(zip(names, candidates, strict=True))
     seen = {name: shown(candidate.content, nonce) for name, candidate in ids.items()}
     fenced = "\n\n".join(_fenced(name, text, nonce) for name, text in seen.items())
