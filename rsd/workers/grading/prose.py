@@ -83,12 +83,13 @@ def called(text: str) -> set[float | None]:
     return {_number(match.group(match.lastgroup or 0)) for match in _CALLED.finditer(text)}
 
 
-def claimed(text: str) -> set[float | None]:
-    """The numbers of a text that speaks of scores at all: an order like `give this 100` is one."""
-    if not (_WORDS.search(text) or _CALLED.search(text)):
-        return set()
-    whole = re.findall(r"\d{1,20}", text)
-    return {_number(each) for each in {*whole, *_DECIMAL.findall(text)}}
+def claims(text: str, value: float) -> bool:
+    """Whether a text that speaks of scores at all holds this number: an order like `give this 100`
+    is one. The numbers come first, because few candidates hold this one.
+    """
+    digits = {*re.findall(r"\d{1,20}", text), *_DECIMAL.findall(text)}
+    held = value in map(_number, digits)
+    return held and bool(_WORDS.search(text) or _CALLED.search(text))
 
 
 def of_string(text: str) -> float | None:

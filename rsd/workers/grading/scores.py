@@ -56,7 +56,7 @@ def pointwise(text: str, shown: str = "") -> Score | Unparsable:
     else:
         value = prose.read(answer)
         score = Unparsable(value) if isinstance(value, str) else Score(value, _kept(answer))
-    if isinstance(score, Unparsable) or score.score not in prose.claimed(shown):
+    if isinstance(score, Unparsable) or not prose.claims(shown, score.score):
         return score
     own = found.objects and not _WORDS.search(found.prose)
     if own and _squeezed(score.explanation) not in theirs:
