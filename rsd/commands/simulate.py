@@ -8,7 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rsd.simulator.server import Options, samples_folder, serve
+from rsd.simulator.server import samples_folder, serve
+from rsd.simulator.side import Options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
