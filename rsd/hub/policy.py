@@ -83,7 +83,7 @@ def policy_of(settings: Settings, recipe: Recipe, *, once: bool) -> Policy:
 
 
 def configure_of(settings: Settings, role: Role) -> Configure:
-    """What a worker of a role is told; holds the keys of that role only."""
+    """The configuration of a worker of a role; holds the keys of that role only."""
     section = section_of(settings, role)
     limits = settings.images
     return Configure(
@@ -138,7 +138,7 @@ def waiting_for_restart(before: Settings, after: Settings) -> list[str]:
 
 
 def opening_of(settings: Settings, recipe: Recipe, state: Path, *, life: str) -> Open:
-    """What the writer is told first; `life` names this life of the hub."""
+    """The first message to the writer; `life` names this life of the hub."""
     return Open(
         state_dir=str(state),
         output_dir=str(Path(settings.output_dir).resolve()),

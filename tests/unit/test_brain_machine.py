@@ -88,7 +88,6 @@ class BrainMachine(RuleBasedStateMachine):
         self.files: dict[bytes, str] = {}
         self.mtime = 0
         self.lives = 0
-        self.told: list[tuple[str, Numbered]] = []
         self.touched: set[bytes] = set()  # retried, or met by an error that lasts
         self.lasting: set[str] = set()
         self.start()
@@ -126,7 +125,7 @@ class BrainMachine(RuleBasedStateMachine):
 
     @rule(path=st.sampled_from(PATHS))
     def see(self, path: bytes) -> None:
-        """The watcher tells of a file, perhaps not for the first time."""
+        """The watcher reports a file, perhaps not for the first time."""
         if path in self.files:
             fact = ImageEnrolled(path=path, size=1, mtime_ns=self.mtime, time=0.0)
             self.hub.think(events.FilesSeen(facts=(fact,)))
@@ -343,12 +342,12 @@ class BrainMachine(RuleBasedStateMachine):
     @rule(messages=st.integers(1, 40))
     def writer_applies_twice(self, messages: int) -> None:
         """The same facts in the next transaction: nothing may change."""
-        said = [m for m in self.hub.to_writer[:messages] if isinstance(m, Numbered)]
+        sent = [m for m in self.hub.to_writer[:messages] if isinstance(m, Numbered)]
         self.hub.write(messages)
         before = dump(self.store)
-        self.hub.to_writer[:0] = said
-        if said:
-            self.hub.write(len(said))
+        self.hub.to_writer[:0] = sent
+        if sent:
+            self.hub.write(len(sent))
         assert dump(self.store) == before, "a fact that comes twice counts twice"
 
     @rule(chance=st.integers(0, 3))

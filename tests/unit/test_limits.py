@@ -74,7 +74,7 @@ def test_a_server_that_says_that_nothing_waits_is_filled_before_it_answers() -> 
         rises.append(int(e.limit))
         now += START_SECONDS
     assert rises == [64, 128, 256, 256]
-    assert not e.load_due(now), "at the cap a look a second is enough"
+    assert not e.load_due(now), "at the cap a poll a second is enough"
 
 
 def test_slow_start_ends_where_answers_wait() -> None:

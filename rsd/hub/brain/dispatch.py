@@ -75,7 +75,7 @@ class Dispatcher:
     def set_level(self, level: str, factor: float) -> None:
         """What the host's load allows from now on; `factor`: of the normal number of requests."""
         if self.level == "normal" and level != "normal":
-            limits = {role: sum(int(e.limit) for e in self.endpoints.of(role)) for role in Role}
+            limits = {r: sum(int(e.limit) for e in self.endpoints.of(r)) for r in self.policy.roles}
             self._normal = {role: max(1, n) for role, n in limits.items()}
         self.level, self.factor = level, factor
 

@@ -105,7 +105,7 @@ class Replied:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FilesSeen:
-    """Settled files, new or changed; each becomes a fact."""
+    """Stable files, new or changed; each becomes a fact."""
 
     facts: tuple[Fact, ...]
 

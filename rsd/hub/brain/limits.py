@@ -41,7 +41,7 @@ COOL_DOWN = 1.0
 LOAD_SECONDS, QUEUE_SHARE = 1.0, 0.1
 #: Longest pause between two load polls of a server that does not answer them.
 LOAD_SECONDS_MAX = 60.0
-#: The same in slow start, which goes on as long as a server says that nothing waits.
+#: The same in slow start, which goes on as long as a server reports that nothing waits.
 START_SECONDS = 0.1
 #: Longest time that a server's Retry-After is believed.
 RETRY_AFTER_MAX = 3600.0
@@ -77,7 +77,7 @@ class EndpointLimit:
     probing: bool = False
     max_model_len: int | None = None
     rate_limited: int = 0  #: 429s and busy answers, ever
-    observable: bool = True  #: whether it tells its load, as far as is known
+    observable: bool = True  #: whether it reports its load, as far as is known
     observing: bool = False  #: a load poll is open, or was not answered in time and still may be
     observe_at: float = 0.0
     unobserved: int = 0  #: load polls in a row that failed
@@ -131,7 +131,7 @@ class EndpointLimit:
     def on_rate_headers(
         self, windows: tuple[RateWindow, ...], tokens_per_call: float, now: float
     ) -> None:
-        """The server says what it will still take: no more is started until that begins anew."""
+        """The server names what it will still take: no more is started until that begins anew."""
         for window in windows:
             size = max(1.0, tokens_per_call) if window.tokens else 1.0
             calls = window.remaining / size - self.in_flight  # those may not be counted yet
@@ -185,7 +185,7 @@ class EndpointLimit:
         return self.observable and not self.observing and not idle and now >= self.observe_at
 
     def loaded(self, running: float, waiting: float, now: float) -> None:
-        """The server told its load, in sequences: `n` answers of a request count as `n`, and those
+        """The server reported its load, in sequences: `n` answers of a request count as `n`. Those
         of other clients are among them, so our calls wait in proportion.
         """
         rising = self.slow_start and self.limit < self.cap
@@ -200,7 +200,7 @@ class EndpointLimit:
             self.limit = max(1.0, min(self.limit, float(self.in_flight)) - (self.queued - fair))
 
     def load_unknown(self, error: CallError, now: float) -> None:
-        """It did not tell. One that answers otherwise than with its load never will."""
+        """A load poll failed. A server that answers it otherwise than with its load never will."""
         self.observe_at = now + min(LOAD_SECONDS_MAX, LOAD_SECONDS * 2.0**self.unobserved)
         self.unobserved = min(self.unobserved + 1, 16)
         self.observable = error.error is ErrorClass.TRANSIENT
