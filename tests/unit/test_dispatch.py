@@ -225,6 +225,15 @@ def test_only_the_first_probe_is_content_with_the_list_of_models(
     )
 
 
+def test_a_probe_that_is_given_back_is_made_again() -> None:
+    dispatch = Dispatcher(policy())
+    dispatch.leases.join("g", Role.GENERATE, 4)
+    (probe,) = dispatch.assign_probes(0.0)
+    assert dispatch.assign_probes(0.0) == []
+    dispatch.give_back("g", probe.lease.lease)
+    assert [a.lease.task for a in dispatch.assign_probes(0.0)] == [probe.lease.task]
+
+
 # -------------------------------------------------------------------------------------- the host
 
 

@@ -289,7 +289,10 @@ class Dispatcher:
             return None
         if loan.call is not None:
             self.budgets[loan.call.role].returned(loan.call.reserved)
-        return None if loan.late else loan.item
+        if loan.late:
+            return None
+        self._free(loan)
+        return loan.item
 
     def leave(self, worker: str) -> tuple[list[Work], ImageId | None]:
         """A worker is dead; the work that it held, and the image it was decoding."""
