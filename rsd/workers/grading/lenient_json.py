@@ -32,6 +32,7 @@ _DECODER: Final = json.JSONDecoder(object_pairs_hook=_pairs, parse_constant=str,
 _SPACE: Final = re.compile(r"(?:\s++|//[^\n]*+|#[^\n]*+|/\*(?:[^*]|\*(?!/))*+\*/)*+")
 _STRING: Final = re.compile(r"'((?:[^'\\]|\\.)*+)'|\"((?:[^\"\\]|\\.)*+)\"", re.DOTALL)
 _NAME: Final = re.compile(r"[^\W\d]\w{0,40}+(?=\s*+:)")
+_TOKEN: Final = re.compile(rf"{_STRING.pattern}|(//[^\n]*+|#[^\n]*+|/\*.*?\*/)", re.DOTALL)
 _BARE: Final = re.compile(r"[^\s,:{}\[\]\"'#/]++(?:/\d++)?+")
 
 
@@ -43,38 +44,55 @@ def whole(text: str) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The documents of a text, the prose around them, and what follows them."""
+    """The documents of a text, the prose around them, what follows them, and their comments."""
 
     objects: list[Any]
     prose: str = ""
     tail: str = ""
+    comments: str = ""
 
 
 def objects(text: str) -> Found:
     """The whole text as one document, or the objects among its prose.
 
-    A brace that opens something with a quoted key, but no complete object, makes it none at all:
-    what is inside of a broken object is a part, not an answer.
+    A brace that opens something with a key, but no complete object, makes it none at all: what is
+    inside of a broken object is a part, not an answer. So does a last brace that nothing closes.
     """
     document = whole(text)
     if document is not None:
-        return Found([document])
+        return Found([document], comments=_comments(text))
     found: list[Any] = []
     prose: list[str] = []
+    comments: list[str] = []
     at = look = failures = 0
     while failures < BRACES_MAX and (start := text.find("{", look)) != -1:
         read = _document_at(text, start)
         if read is None:
-            if re.match(r"\{\s*[\"']", text[start : start + 200]):
+            if _opens(text, start):
                 return Found([], text, text)
             failures += 1
             look = start + 1
             continue
         prose.append(text[at:start])
         found.append(read[0])
+        comments.append(_comments(text[start : read[1]]))
         at = look = read[1]
     prose.append(text[at:])
-    return Found(found, "\n".join(prose), prose[-1])
+    if found and prose[-1].rfind("{") > prose[-1].rfind("}"):
+        return Found([], text, text)
+    return Found(found, "\n".join(prose), prose[-1], "\n".join(comments))
+
+
+def _opens(text: str, start: int) -> bool:
+    """Whether a key follows the brace that stands here."""
+    at = _past_space(text, start + 1)
+    return text[at : at + 1] in ('"', "'", "“", "‘") or bool(_NAME.match(text, at))
+
+
+def _comments(document: str) -> str:
+    if "#" not in document and "/" not in document:
+        return ""
+    return "\n".join(match[3] for match in _TOKEN.finditer(document) if match[3])
 
 
 def _document_at(text: str, start: int) -> tuple[Any, int] | None:

@@ -37,28 +37,57 @@ _CALLED: Final = re.compile(
     r"|^[ \t*_`#|]{0,9}(?P<c>\d[\d.,]{0,20})[ \t*_`|]{0,9}$",
     re.IGNORECASE | re.MULTILINE,
 )
+#: Numbers in words; small ones count arrows.
+_NUMERAL: Final = (
+    r"zero|ten|eleven|twelve|\w{3,5}teen|(?:twen|thir|for|fif|six|seven|eigh|nine)ty(?:-\w{3,5})?|"
+    r"hundred"
+)
 #: What takes a score back.
 _REVISION: Final = re.compile(
     r"\b(?:wait|actually|correct(?:ion|ing)|reflection|hmm+|oops|recount|reconsider|revis|rethink|"
     r"let me (?:re|make|check|count|correct)|make (?:that|it)|scratch|second (?:thought|look)|"
     r"on closer|adjust|instead|rather|fairer|should (?:be|have been)|mistake|updat|lower|raise|"
-    r"at (?:most|least))|等等|更正|修正|应该是|重新|扣",
+    r"at (?:most|least)|subtract|deduct|minus\b|reduc|penal|hal(?:f|ve)\b|take (?:that|it) back|"
+    r"too (?:high|low|generous|harsh|lenient|kind|strict)|mixed up|swap)|"
+    rf"\b(?:{_NUMERAL})\b|等等|更正|修正|应该是|重新|扣",
     re.IGNORECASE,
 )
 #: Whose words it may be, or what for: a score beside these is perhaps not the grader's verdict.
 _QUOTED: Final = re.compile(
     r"inject|manipulat|\bignor|\bquot|embedded|\bclaim|self-|for (?:example|instance)|e\.g\.|"
     r"such as|instruct|\bsays\b|contains? (?:the|a)\b|\bwrote\b|\basks?\b|\bdemand|\bpretend|"
-    r"attempts? to|attempted to|reply with",
+    r"attempts? to|attempted to|reply with|\b(?:candidate|answer|text) wants\b",
     re.IGNORECASE,
+)
+#: How a line begins to speak of a score that the grader does not give.
+_SUPPOSED: Final = re.compile(
+    r"^\W*(?:if|unless|out of|format|form)\b|\b(?:not|format|range.{0,20}\d)\W*$|"
+    r"\b(?<!\bi )(?:would|could) (?:get|have|deserve|earn|score|receive|be worth)\b|"
+    r"\b(?:perfect|ideal) answer|\bprevious|\bdraft\b|\binitial|\btemplate\b|\bif all\b",
+    re.IGNORECASE,
+)
+_NO_WORDS: Final = re.compile(r"^[\W_]*(?:json[\W_]*)?$", re.IGNORECASE)
+_PICTURE: Final = r"(?:image|picture|photo|drawing|diagram)s?"
+_GIVEN: Final = (
+    r"(?:provided|attached|given|supplied|included|visible|available|uploaded|found|present|"
+    r"accessible|loaded|shown|received|sent|displayed|rendered)\b"
 )
 _NO_PICTURE: Final = re.compile(
     r"\A\W{0,4}(?:(?:i['’ ]{0,2}(?:a?m )?)?(?:sorry\b|unable to\b|not able to\b|(?:cannot|can['’]t|"
     r"can not|could ?n[o'’]t) (?:see|view|access|open|load|assist|help|evaluate|grade|judge|"
     r"determine|comply|provide))|unfortunately,? i\b|as an ai\b|es tut mir leid|je suis désolé|"
     r"lo siento|抱歉|对不起|很抱歉|申し訳|죄송)|无法(?:查看|看到|打开)|"
-    r"\bno (?:image|picture|drawing|diagram) (?:was|is|has been|were) |"
-    r"\b(?:image|picture|drawing|diagram) (?:could not|cannot|was not|failed to)\b",
+    rf"\bno {_PICTURE} (?:was|is|has been|were|to )\b|\bno {_PICTURE} {_GIVEN}|"
+    rf"\bthere (?:is|was) no (?:\w{{1,20}} )?{_PICTURE}\b|"
+    rf"\bthere (?:isn|wasn)['’]t an?y? (?:\w{{1,20}} )?{_PICTURE}\b|"
+    rf"\bi (?:see|have|find|found|received|got) no (?:\w{{1,20}} )?{_PICTURE}\b|"
+    r"(?:\b(?:do|did|can|could)(?: not|n['’]t|not)|\bunable to|\bnever) (?:actually |currently )?"
+    r"(?:see|view|access|have|find|receive|get|open|load)(?: access to)? (?:any|an?|the|your) "
+    rf"(?:\w{{1,20}} )?{_PICTURE}\b|"
+    r"(?:\A|[.!?:,;(\n]\s?|\b(?:since|because|as|but|that|and) )(?:(?:the|this|your|an?) )?"
+    rf"(?:\w{{1,20}} )?{_PICTURE} (?:(?:(?:is|was) )?(?:not|missing)|(?:is|was)n['’]t)\b"
+    rf"(?: (?:been )?(?:actually )?{_GIVEN}|[.,;:!]|\Z)|"
+    rf"\b{_PICTURE} (?:could not|cannot|was not|failed to)\b",
     re.IGNORECASE,
 )
 
@@ -71,6 +100,13 @@ def refuses(text: str) -> bool:
 def quotes(text: str) -> bool:
     """Whether this prose speaks of somebody else's words, or of an example."""
     return bool(_QUOTED.search(text))
+
+
+def supposed(lead: str) -> bool:
+    """Whether the last words before a score make it one that is not given, but talked about."""
+    lines = lead[-1000:].splitlines()
+    last = next((line for line in reversed(lines) if not _NO_WORDS.match(line)), "")
+    return bool(_SUPPOSED.search(last[-200:]))
 
 
 def taken_back(tail: str) -> bool:
@@ -115,6 +151,9 @@ def read(text: str) -> float | str:
         return "scores that contradict each other"
     if not found[0].group("label") and _WORDS.search(text):
         return "a number, but of what"
+    lead = text[: found[0].start()]
+    if supposed(lead) or quotes(lead):
+        return "perhaps an example, or the words of somebody else"
     if taken_back(text[found[0].end() :]):
         return "second thoughts"
     return value

@@ -40,7 +40,7 @@ _CONTROL: Final = re.compile(
     r"^[ \t]*(?:human|assistant) ?:",
     re.IGNORECASE | re.MULTILINE,
 )
-_FENCE: Final = re.compile(r"<\s*/?\s*answer\b[^<>\n…]*>?", re.IGNORECASE)
+_FENCE: Final = re.compile(r"<\s*+/?+\s*+answer\b[^<>\n…]*>?", re.IGNORECASE)
 #: What every match of the two begins with: most texts hold none of it, and need no closer look.
 _SUSPECT: Final = ("<", "[", "]", "◁", "#", "human", "assistant")
 #: Printable and yet unseen: fillers, and variation selectors, which can spell out a whole text.

@@ -72,12 +72,18 @@ def _among_prose(found: lenient_json.Found) -> Score | Unparsable:
         scored.append(score)
     if len(prose.called(found.prose) | {score.score for score in scored}) > 1:
         return Unparsable("scores that contradict each other")
-    if prose.quotes(found.prose) or prose.refuses(found.prose):
+    lead = found.prose.removesuffix(found.tail)
+    if prose.quotes(found.prose) or prose.refuses(found.prose) or prose.supposed(lead):
         return Unparsable("perhaps an example, or the words of somebody else")
-    if prose.taken_back(found.tail):
+    if prose.taken_back(found.tail) or _commented(found):
         return Unparsable("second thoughts")
     best = max(scored, key=lambda score: len(score.explanation))
     return Score(best.score, best.explanation or _kept(found.prose))
+
+
+def _commented(found: lenient_json.Found) -> bool:
+    """Whether the comments in JSON may change what it says; they may name the scale."""
+    return prose.taken_back(re.sub(r"\b100\b", "", found.comments))
 
 
 def listwise(text: str, ids: Iterable[str]) -> dict[str, Score]:
@@ -88,7 +94,9 @@ def listwise(text: str, ids: Iterable[str]) -> dict[str, Score]:
     wanted = {name.casefold(): name for name in ids}
     named = re.compile("|".join(map(re.escape, wanted)) or r"\Z.")
     found = lenient_json.objects(answer)
-    if prose.taken_back(named.sub("", found.tail.casefold())):
+    if prose.taken_back(named.sub("", found.tail.casefold())) or _commented(found):
+        return {}
+    if prose.quotes(found.prose) or prose.refuses(found.prose):
         return {}
     scores: dict[str, Score] = {}
     doubtful: set[str] = set()
@@ -98,6 +106,9 @@ def listwise(text: str, ids: Iterable[str]) -> dict[str, Score]:
     for name, score in (row for data in found.objects for row in _rows(data, wanted)):
         if isinstance(score, Unparsable) or score.score != scores.setdefault(name, score).score:
             doubtful.add(name)
+    values = sorted(score.score for score in scores.values())
+    if len(values) > 1 and values == list(range(1, len(values) + 1)):
+        return {}  # ranks
     return {name: score for name, score in scores.items() if name not in doubtful}
 
 
@@ -127,6 +138,8 @@ def _without_thoughts(text: str) -> str | Unparsable:
         if len(parts) != 2 or ("{" in parts[0] and not _OPENED.match(text)):
             return Unparsable("thoughts that do not end, or end twice")
         text = parts[1].strip()
+    if _OPENED.search(text) and lenient_json.whole(text) is None:
+        return Unparsable("thoughts that do not end, or end twice")
     return text or Unparsable("empty")
 
 
@@ -136,7 +149,16 @@ _EXPLANATIONS: Final = ("explanation", "reasoning", "reason", "rationale", "comm
 _SCORES: Final = {"score", "final_score", "overall_score", "total_score", "得分", "评分", "分数"}
 #: Beside a score these must say the same.
 _REVISED: Final = re.compile(r"(?:\w*ed|new|actual|true)_?score")
-_LIMIT: Final = ("max_score", "maximum", "max", "out_of", "scale", "maxscore")
+#: So must these where they are numbers.
+_VERDICTS: Final = re.compile(
+    r"(?:final|overall|corrected|revised|adjusted|updated)(?:_\w+)?|"
+    r"score_(?:final|overall|total|revised|adjusted|corrected|after_?\w*|new)|grade|verdict"
+)
+_LIMIT: Final = re.compile(
+    r"max_?(?:imum)?(?:_(?:possible|score|points|marks|value))*|maxscore|out_?of|scale|full_marks|"
+    r"(?:score|total)_?(?:max|maximum|possible|range|scale)|scale_max|range|(?:points_)?possible"
+    r"(?:_points)?"
+)
 _WRAP: Final = ("result", "results", "grade", "grading", "evaluation", "response", "output")
 #: Words beside JSON that are not a fence.
 _WORDS: Final = re.compile(r"(?!json\b)\b\w", re.IGNORECASE)
@@ -163,18 +185,35 @@ def _of_object(data: Any, depth: int = 4) -> Score | Unparsable:
             return _of_object(fields[inner], depth - 1)
         return Unparsable("JSON without a score")
     given += [fields[key] for key in fields if _REVISED.fullmatch(key)]
-    values = {_value(each) for each in given}
+    also = (_value(fields[key]) for key in fields if _VERDICTS.fullmatch(key))
+    values = {_value(each) for each in given} | {each for each in also if each is not None}
     value = values.pop()
     if value is None or values:
         return Unparsable("score is no number from 0 to 100, or there are several")
-    limits = [fields[key] for key in _LIMIT if key in fields]
     total = fields.get("total", 100)
-    if isinstance(total, int | float) and value <= total <= 50:
-        limits.append(total)
-    if any(limit not in (100, "100", "0-100") for limit in limits):
+    more = isinstance(total, int | float) and (value <= total <= 50 or value < total)
+    if _own_scale(fields) or (more and total != 100):
         return Unparsable("a score on a scale of its own")
     words = next((w for key in _EXPLANATIONS if isinstance(w := fields.get(key), str)), "")
-    return Unparsable("a refusal") if prose.refuses(words) else Score(value, _kept(words))
+    if prose.refuses(words) or fields.get("error") or fields.get("refusal"):
+        return Unparsable("a refusal")
+    if any(_number(m) == value > 0 for m in _FRACTION.finditer(words)):
+        return Unparsable("perhaps a score on a scale of its own")
+    return Score(value, _kept(words))
+
+
+#: A number of another scale than 100.
+_FRACTION: Final = re.compile(r"(?<![\d.,])(\d{1,3}(?:\.\d{1,3})?) ?(?:/|out of) ?(?!100\b)\d")
+
+
+def _number(match: re.Match[str]) -> float:
+    return float(match[1])
+
+
+def _own_scale(fields: dict[str, Any]) -> bool:
+    """Whether an object names the end of its scale, and that is not 100."""
+    hundred = (100, "100", "0-100", [0, 100], "0 to 100")
+    return any(_LIMIT.fullmatch(key) and fields[key] not in hundred for key in fields)
 
 
 def _value(value: Any) -> float | None:
@@ -198,10 +237,14 @@ def _rows(data: Any, wanted: dict[str, str]) -> list[tuple[str, Score | Unparsab
     if isinstance(name := fields.get("id"), str):
         known = wanted.get(name.strip().casefold())
         return [(known, _of_object(data))] if known else []
+    if _own_scale(fields):
+        return []
     rows: list[tuple[str, Score | Unparsable]] = []
     for key, value in fields.items():
         if key in wanted:
             score = _of_object(value if isinstance(value, dict) else {"score": value})
+            if isinstance(value, dict) and str(value.get("id", key)).strip().casefold() != key:
+                score = Unparsable("two ids")
             rows.append((wanted[key], score))
         elif isinstance(value, list) or key in _WRAP:
             rows += _rows(value, wanted)
