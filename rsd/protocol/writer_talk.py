@@ -111,6 +111,7 @@ class ImageHistory(Struct, frozen=True, kw_only=True):
     grades: tuple[Grade, ...]
     failed_samples: tuple[int, ...]
     failed_grades: tuple[tuple[int, int], ...]  #: (candidate index, grade number)
+    crashes: int = 0  #: workers that died decoding it
 
 
 class QueuedImage(Struct, frozen=True, kw_only=True):

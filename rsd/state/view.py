@@ -121,6 +121,7 @@ def history(txn: Transaction, record: ImageRecord) -> ImageHistory | None:
         grades=tuple(g for grades in seen.grades.values() for g in grades),
         failed_samples=tuple(seen.sample_failures),
         failed_grades=tuple(seen.grade_failures),
+        crashes=record.crashes,
     )
 
 

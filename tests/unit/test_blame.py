@@ -101,6 +101,40 @@ class Hanging(World):
         super().act(action)
 
 
+def spool_is_missing(world: World) -> None:
+    """A call of an active image finds no prepared picture."""
+    for _ in range(2_000):
+        for worker, leases in world.leases.items():
+            for lease, task in leases.items():
+                if isinstance(task, Generate):
+                    del leases[lease]
+                    error = CallError(
+                        error=ErrorClass.BAD_IMAGE, message="gone", reason="spool_missing"
+                    )
+                    reply = Failed(lease=lease, error=error)
+                    world.think(events.Replied(worker=worker, reply=reply))
+                    return
+        world.step()
+    raise AssertionError("no call is made")
+
+
+def test_three_crashes_convict_a_picture_that_is_prepared_again() -> None:
+    world = World(random.Random(1), policy())
+    world.open([b"a"])
+    spool_is_missing(world)
+    for _ in range(5):
+        died(world, crashed=False)
+    for _ in range(3):
+        assert not world.ended
+        died(world, crashed=True)
+    assert [(e.path, e.reason) for e in world.ended] == [(b"a", "crashes_worker")]
+    while world.facts:
+        world.commit(1)
+    (aside,) = world.store.aside.values()
+    assert (aside.status, world.store.crashes) == ("failed", [aside.image] * 3)
+    assert not world.brain.rounds.images
+
+
 def test_a_lack_of_memory_fails_nothing() -> None:
     short = CallError(error=ErrorClass.TRANSIENT, message="short", reason=OUT_OF_MEMORY)
     seen: dict[object, int] = {}

@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rsd.errors import ErrorClass
-from rsd.hub.brain import events
+from rsd.hub.brain import events, rounds
 from rsd.hub.brain.events import Policy, Tick
 from rsd.protocol.tasks import (
     Failed,
@@ -18,11 +19,14 @@ from rsd.protocol.tasks import (
     GivenBack,
     GradeCandidates,
     Prepare,
+    Prepared,
     Probe,
     ProbeSampling,
     ReadLoad,
 )
 from rsd.protocol.vocabulary import SPOOL_REFUSED, CallError, Recipe, Role
+from rsd.strategy.base import ImageState, Step
+from rsd.strategy.fixed import next_step
 from tests.unit.world import World, policy, recipe, transient
 
 RECIPES = [
@@ -357,3 +361,84 @@ def test_what_no_thread_has_taken_comes_back_when_a_server_wants_a_pause() -> No
     busy = CallError(error=ErrorClass.RATE_LIMITED, message="busy", retry_after=15.0)
     world.think(events.Replied(worker=first, reply=Failed(lease=lease, error=busy)))
     assert world.recalled == [other], "the first has a thread for all that it holds now"
+
+
+def test_pictures_are_prepared_while_the_first_probe_runs() -> None:
+    world = World(random.Random(1), policy())
+    world.open([b"%d.png" % k for k in range(20)])
+    probes: list[tuple[str, int, Probe]] = []
+    for _ in range(50):
+        for worker, leases in world.leases.items():
+            for lease, task in list(leases.items()):
+                assert isinstance(task, Probe | Prepare), "a call before its server answers"
+                del leases[lease]
+                if isinstance(task, Probe):
+                    probes.append((worker, lease, task))
+                else:
+                    world.think(events.Replied(worker=worker, reply=world.work(lease, task)))
+        while world.questions:
+            world.reply()
+        if world.facts:
+            world.commit(len(world.facts))
+    assert len(world.brain.rounds.images) == 4, "a few of them, not all"
+    (asked,) = [p for p in probes if p[2].endpoint == "http://g/v1"]
+    world.think(events.Replied(worker=asked[0], reply=world.work(*asked[1:])))
+    lent = [t for leases in world.leases.values() for t in leases.values()]
+    assert sum(isinstance(t, Generate) for t in lent) >= 8, "its calls go out at once"
+
+
+def test_an_image_is_due_again_when_choosing_its_step_has_failed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World(random.Random(1), policy())
+    broken = [True]
+
+    def once_broken(state: ImageState) -> Step:
+        if broken and broken.pop():
+            raise RuntimeError("a bug in a strategy")
+        return next_step(state)
+
+    monkeypatch.setattr(rounds, "next_step", once_broken)
+    world.open(PATHS)
+    with pytest.raises(RuntimeError):
+        for _ in range(1_000):
+            world.step()
+    for _ in range(200_000):
+        if world.finished:
+            break
+        world.step()
+    assert len(world.store.decided) == 8
+
+
+def test_each_variant_of_a_picture_is_prepared_for_the_calls_that_send_it() -> None:
+    big = CallError(error=ErrorClass.TOO_BIG, message="too large", param="image")
+    gone = CallError(error=ErrorClass.BAD_IMAGE, message="gone", reason="spool_missing")
+    there = {"whole"}
+    prepared: list[str] = []
+
+    def trouble(task: object, now: float) -> CallError | None:
+        if isinstance(task, Prepare):
+            there.add(task.variant)
+            prepared.append(task.variant)
+        if isinstance(task, Generate):
+            assert task.sent_bytes == 99
+            if task.prompt == "two" and not task.reduced:
+                return big
+            variant = "half" if task.reduced else "whole"
+            if variant not in there or (len(prepared) < 3 and task.prompt == "three"):
+                there.discard(variant)
+                return gone
+        return None
+
+    class Sized(World):
+        def work(self, lease: int, task: object) -> object:
+            reply = super().work(lease, task)
+            if isinstance(reply, Prepared):
+                info = msgspec.structs.replace(reply.info, sent_bytes=99)
+                return msgspec.structs.replace(reply, info=info)
+            return reply
+
+    world = Sized(random.Random(4), policy(max_n=1), trouble)
+    world.run([b"a.png"])
+    assert len(world.store.decided) == 1 and len(world.store.candidates) == 3
+    assert prepared[0] == "whole" and set(prepared) == {"whole", "half"}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rsd.hub.brain.image import ActiveImage, requests_per_image
-from rsd.protocol.vocabulary import ImageInfo, seed_base
+from rsd.protocol.vocabulary import SEED_SPACE, SEEDS, ImageInfo, seed_base, seed_of
 from rsd.strategy.base import Buy, ImageState, Stop
 from rsd.strategy.fixed import STOP_ROUND, next_step, plan
 from tests.unit.world import recipe
@@ -103,6 +104,51 @@ def test_equal_draws_share_requests_and_keep_their_own_seeds() -> None:
     base = seed_base(0, "ab" * 32)
     assert base % 1024 == 0 and base < 2**31
     assert [d.planned.seed for d in sketch.candidates.values()] == [base + i for i in range(10)]
+
+
+@given(st.integers(0, 3), st.integers(0, 10**6))
+def test_no_two_candidates_share_a_seed(seed: int, sha: int) -> None:
+    content, count = f"{sha:064x}", 3 * SEED_SPACE
+    seeds = [seed_of(seed, content, i) for i in range(0, count, 97)]
+    base = seed_base(seed, content)
+    assert seeds[: SEED_SPACE // 97] == [base + i for i in range(0, SEED_SPACE, 97)][:-1]
+    assert len(set(seeds)) == len(seeds) and all(0 <= s < SEEDS for s in seeds)
+    bases = {seed_of(seed, content, block * SEED_SPACE) for block in range(64)}
+    assert len(bases) == 64 and all(base % SEED_SPACE == 0 for base in bases)
+
+
+def test_no_request_leads_from_one_block_of_seeds_into_the_next() -> None:
+    many = image(
+        prompts={"p": "x"}, temperatures=(1.0,), top_ps=(0.9,), top_ks=(40,), candidates=1_030
+    )
+    step = next_step(many.state())
+    assert isinstance(step, Buy)
+    many.take_step(many.plan_step(step))
+    for request in many.to_generate(list(many.candidates), 16):
+        seeds = [many.candidates[i].planned.seed for i in request]
+        assert seeds == list(range(seeds[0], seeds[0] + len(seeds)))
+
+
+def test_gradings_are_bought_for_themselves() -> None:
+    three = {0: 1, 1: 0, 2: 2}  # candidate -> grades under the rubric in force
+    step = next_step(state(recipe=recipe(repeats=2), planned=3, bought=three))
+    assert step == Buy(gradings=((0, 1), (1, 2)))
+    with pytest.raises(ValueError, match="buys nothing"):
+        Buy()
+
+
+def test_a_step_names_every_grade_that_it_buys() -> None:
+    twice = image(repeats=2)
+    step = next_step(twice.state())
+    assert isinstance(step, Buy)
+    chosen = twice.plan_step(step)
+    assert chosen.rubric == twice.recipe.rubric
+    assert [(g.index, g.number) for g in chosen.gradings] == [
+        (i, number) for i in range(3) for number in range(2)
+    ]
+    twice.take_step(chosen)
+    more = twice.plan_step(Buy(gradings=((1, 2),)))
+    assert [(g.index, g.number) for g in more.gradings] == [(1, 2), (1, 3)]
 
 
 def test_temperature_zero_never_shares_a_request() -> None:

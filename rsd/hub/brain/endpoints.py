@@ -76,6 +76,10 @@ class Endpoints:
         """Whether any endpoint of this role answers."""
         return any(e.usable for e in self.of(role))
 
+    def unknown(self, role: Role) -> bool:
+        """Whether any endpoint of this role has neither answered nor failed yet."""
+        return any(e.state == UNKNOWN for e in self.of(role))
+
     # ------------------------------------------------------------------------------------ choice
 
     def choose(

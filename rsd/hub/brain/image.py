@@ -94,6 +94,7 @@ class ActiveImage:
     choosing: bool = False  #: at a barrier, or its next step is not durable yet
     #: Calls until their spool file is written again: that of the half picture, or of the whole.
     parked: dict[bool, list[Work]] = field(default_factory=lambda: {False: [], True: []})
+    crashes: int = 0  #: workers that died decoding it
     last_error: str = ""
     rubric: str = ""  #: of the grades that count
 
@@ -272,6 +273,7 @@ class ActiveImage:
             config=recipe.fingerprint,
             decision=history.decision,
             allotment=history.allotment,
+            crashes=history.crashes,
         )
         for step in sorted(history.steps, key=lambda s: s.round):
             self.take_step(step)

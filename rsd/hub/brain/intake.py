@@ -34,7 +34,8 @@ from rsd.protocol.writer_talk import (
 WINDOW = 256
 #: Most images between admission and decision; far more than any servers' slots need.
 ACTIVE_MAX = 4_096
-#: Images in work however few slots there are, so that a slow one does not hold the line.
+#: Images in work however few slots there are, so that a slow one does not hold the line; also
+#: those made ready while a generator's server is asked for the first time.
 ACTIVE_MIN = 4
 #: Requests planned ahead, as a multiple of what the generators may have in flight.
 PLANNED_AHEAD = 2
@@ -83,11 +84,16 @@ class Intake:
 
         `active`: images started and not ended; `planned`: requests that they will still make.
         """
-        if not self.dispatch.endpoints.usable(Role.GENERATE) or self.dispatch.paused:
+        if self.dispatch.paused:
             return
+        endpoints = self.dispatch.endpoints
+        if endpoints.usable(Role.GENERATE):
+            most = ACTIVE_MAX
+        else:
+            most = ACTIVE_MIN if endpoints.unknown(Role.GENERATE) else 0
         wanted = PLANNED_AHEAD * max(1, self.dispatch.ceiling(Role.GENERATE))
         planned += self.busy * requests_per_image
-        while self.window and active + self.busy < ACTIVE_MAX:
+        while self.window and active + self.busy < most:
             if planned >= wanted and active + self.busy >= ACTIVE_MIN:
                 break
             queued = self.window.popleft()
@@ -98,7 +104,7 @@ class Intake:
             self._crashes[queued.image] = queued.crashes
             self.dispatch.queue.add(work)
             planned += requests_per_image
-        if not self.window and self._asking is None and self.cursor < self.backlog_high:
+        if most and not self.window and self._asking is None and self.cursor < self.backlog_high:
             self._asking = (self.turn.query(), self.backlog_high)
             query = ReadBacklog(query=self._asking[0], after=self.cursor, count=WINDOW)
             self.turn.out.append(Ask(query=query))

@@ -9,14 +9,15 @@ from rsd.errors import OUT_OF_MEMORY, ErrorClass
 from rsd.hub.brain.dispatch import Dispatcher
 from rsd.hub.brain.events import Policy
 from rsd.hub.brain.image import ActiveImage
-from rsd.hub.brain.intake import Intake
+from rsd.hub.brain.intake import CRASHES_TO_CONVICT, Intake
 from rsd.hub.brain.limits import EndpointLimit
 from rsd.hub.brain.queue import Work, WorkKind
 from rsd.hub.brain.rounds import Rounds
 from rsd.hub.brain.turn import Turn
 from rsd.protocol.dialects import adapt
+from rsd.protocol.facts import DecodeCrashed
 from rsd.protocol.tasks import LeaseId
-from rsd.protocol.vocabulary import SPOOL_REFUSED, CallError
+from rsd.protocol.vocabulary import SPOOL_REFUSED, CallError, ImageId
 
 #: Classes by which a server shows that it works, whatever it thinks of the probe.
 ALIVE = {
@@ -181,7 +182,7 @@ class Outcomes:
         being decoded; it comes back a little later, because the host may lack memory.
         """
         works, decoding = self.dispatch.leave(worker)
-        convicted = decoding is not None and crashed and self.intake.crashed(decoding)
+        convicted = decoding is not None and crashed and self._decode_crashed(decoding)
         for work in reversed(works):  # the first of them comes first again
             prepare = work.kind is WorkKind.PREPARE
             if not prepare and not (work.kind.pays and work.image in self.rounds.images):
@@ -193,6 +194,19 @@ class Outcomes:
                 self.dispatch.queue.later(work, self.turn.now + pause(work, self.policy))
             else:
                 self.dispatch.queue.add_first(work)
+
+    def _decode_crashed(self, image_id: ImageId) -> bool:
+        """A worker died decoding this picture; True when that convicts it."""
+        image = self.rounds.images.get(image_id)
+        if image is None:
+            return self.intake.crashed(image_id)
+        self.turn.persist(DecodeCrashed(image=image_id))
+        image.crashes += 1
+        if image.crashes < CRASHES_TO_CONVICT:
+            return False
+        message = f"{image.crashes} worker processes died while decoding it"
+        self.rounds.end_without_result(image, "failed", "crashes_worker", message)
+        return True
 
     def given_back(self, worker: str, leases: tuple[LeaseId, ...]) -> None:
         """A worker gives back calls that it has not begun."""
