@@ -383,7 +383,7 @@ class Supervisor:
         self.requests.look()
         self._view = self.brain.view(now)
         self.workers.retire(list(self._view.idle_leavers))
-        self._think(Tick(blocked=bool(self.writer_client.blocked)))
+        self._think(Tick(blocked=bool(self.writer_client.blocked), folder_away=self.folder.away))
         self.reporter.tick(self._view, now)
         if self._drain_until is not None:
             self._drained(now)

@@ -121,6 +121,7 @@ class WatchStatus(Struct, frozen=True, kw_only=True):
     mode: str | None = None
     last_scan_age_seconds: float | None = None
     settling: int = 0  #: files that may still change
+    away: str = ""  #: why the folder cannot be looked at, "" when it can
 
 
 class ProcessStatus(Struct, frozen=True, kw_only=True):

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
+import subprocess
+import sys
+import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rsd.hub.folder.watcher import Watcher
 from rsd.protocol.vocabulary import FileStat
 from rsd.settings.fields import Watch
-from tests.support import wait_for
+from tests.support import HOME, wait_for
 
 
 class Hub:
@@ -180,6 +185,109 @@ def test_a_folder_made_again_is_watched_again(watch: Make) -> None:
     wait_for(lambda: hub.ready[b"b.png"], "a file of the new folder")
     (folder / "c.png").write_bytes(b"x")
     wait_for(lambda: hub.ready[b"c.png"], "an event of the new folder")
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE])
+def test_a_file_that_cannot_be_looked_at_is_not_gone(
+    watch: Make, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    hub = watch(RESCAN)
+    folder = folder_of(hub)
+    (folder / "a.png").write_bytes(b"x")
+    wait_for(lambda: hub.ready, "the file")
+    refused, lstat = threading.Event(), os.lstat
+
+    def refuse(path: Any, **more: Any) -> os.stat_result:
+        if os.fsencode(path).endswith(b"a.png"):
+            refused.set()
+            raise OSError(number, os.strerror(number))
+        return lstat(path, **more)
+
+    monkeypatch.setattr("rsd.hub.folder.watcher.os.lstat", refuse)
+    scanned = hub.watcher.scanned_at
+    (folder / "a.png").touch()  # an event, and the next rescan
+    wait_for(lambda: refused.is_set() and hub.watcher.scanned_at != scanned, "two looks")
+    monkeypatch.undo()
+    assert hub.gone == [] and hub.watcher.away == ""
+    (folder / "a.png").unlink()
+    wait_for(lambda: hub.gone == [b"a.png"], "its departure")
+
+
+UNREADABLE = """
+import os, sys, time
+from pathlib import Path
+os.chdir(sys.argv[2])
+sys.path.insert(0, sys.argv[2])
+from tests.integration.test_watcher import Hub, RESCAN
+os.setgid(65534), os.setuid(65534)
+hub = Hub(Path(sys.argv[1]), RESCAN)
+hub.known = {b"closed/a.png": (1, 1), b"b.png": (1, 1)}
+hub.watcher.start()
+end = time.monotonic() + 60
+while not hub.gone and time.monotonic() < end:
+    time.sleep(0.05)
+time.sleep(0.5)
+print(hub.gone)
+hub.watcher.stop()
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_a_folder_that_is_closed_for_us_withdraws_nothing() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        images = Path(name) / "images"
+        (images / "closed").mkdir(parents=True)
+        (images / "closed" / "a.png").write_bytes(b"x")
+        (images / "closed").chmod(0)
+        Path(name).chmod(0o755)
+        words = [sys.executable, "-c", UNREADABLE, str(images), str(HOME)]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "[b'b.png']", done.stdout + done.stderr
+
+
+def test_a_folder_that_is_gone_takes_nothing_with_it(watch: Make, tmp_path: Path) -> None:
+    hub = watch(RESCAN)
+    folder = folder_of(hub)
+    for name in ("a.png", "b.png"):
+        (folder / name).write_bytes(b"x")
+    wait_for(lambda: len(hub.ready) == 2, "two files")
+    folder.rename(tmp_path / "elsewhere")
+    wait_for(lambda: "is not there" in hub.watcher.away, "a word about it")
+    folder.mkdir()
+    wait_for(lambda: "not the folder that it was" in hub.watcher.away, "a word about the new one")
+    assert hub.gone == []
+    folder.rmdir()
+    (tmp_path / "elsewhere").rename(folder)
+    wait_for(lambda: not hub.watcher.away, "the old one")
+    (folder / "a.png").unlink()
+    wait_for(lambda: hub.gone, "a departure")
+    assert set(hub.gone) == {b"a.png"}
+
+
+def test_an_unmounted_folder_is_not_an_empty_one(watch: Make, tmp_path: Path) -> None:
+    hub_folder = tmp_path / "images"
+    hub_folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "rsd-test", str(hub_folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("cannot mount here")
+    mounted = True
+    try:
+        hub = watch(RESCAN)
+        for name in ("a.png", "b.png"):
+            (hub_folder / name).write_bytes(b"x")
+        wait_for(lambda: len(hub.ready) == 2, "two files")
+        subprocess.run(["umount", "-l", str(hub_folder)], check=True)
+        mounted = False
+        wait_for(lambda: hub.watcher.away, "a word about it")
+        scanned = hub.watcher.scanned_at
+        wait_for(lambda: hub.watcher.scanned_at != scanned, "another scan")
+        assert hub.gone == [], "unmounted, not withdrawn"
+        (hub_folder / "c.png").write_bytes(b"x")
+        wait_for(lambda: not hub.watcher.away, "somebody who means this folder")
+        wait_for(lambda: sorted(hub.gone) == [b"a.png", b"b.png"], "what is not in it")
+    finally:
+        if mounted:
+            subprocess.run(["umount", "-l", str(hub_folder)], check=False)
 
 
 def test_without_any_event_the_rescan_finds_all(watch: Make) -> None:

@@ -138,8 +138,8 @@ class Brain:
                 self._requests = requests_per_image(policy.recipe, policy.max_n)
             case DrainRequested():
                 self.draining = True
-            case Tick(blocked=blocked):
-                self.dispatch.blocked = blocked
+            case Tick(blocked=blocked, folder_away=away):
+                self.dispatch.blocked, self.intake.folder_away = blocked, away
                 self.outcomes.expire()
 
     # --------------------------------------------------------------------------------- the cycle

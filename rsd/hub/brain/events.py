@@ -166,6 +166,7 @@ class Tick:
     """Time has passed."""
 
     blocked: bool = False  #: the writer cannot write: no new work until it can
+    folder_away: bool = False  #: a picture that is not found is not gone: none is prepared
 
 
 Event = (

@@ -43,6 +43,8 @@ PLANNED_AHEAD = 2
 CRASHES_TO_CONVICT = 3
 #: Truncated files that are waited for at once, and how often one is looked at while it is young.
 DEFERRED_MAX, LOOKS_WHILE_YOUNG = 1_000, 4
+#: Seconds between two looks at a picture that was not found while the whole folder is away.
+AWAY_SECONDS = 10.0
 
 
 class Intake:
@@ -58,6 +60,7 @@ class Intake:
         self.deferred = 0  #: truncated files that may still grow
         self.cursor = 0
         self.backlog_high = 0
+        self.folder_away = False  #: files that are not found are not gone
         self.only: frozenset[bytes] | None = None
         self._asking: tuple[int, int] | None = None  # (query, highest number when asked)
         self._claims: dict[str, list[tuple[QueuedImage, ImageInfo]]] = {}
@@ -84,7 +87,7 @@ class Intake:
 
         `active`: images started and not ended; `planned`: requests that they will still make.
         """
-        if self.dispatch.paused:
+        if self.dispatch.paused or self.folder_away:
             return
         endpoints = self.dispatch.endpoints
         if endpoints.usable(Role.GENERATE):
@@ -193,6 +196,9 @@ class Intake:
         """A picture cannot be prepared; it is looked at again only while it may still grow."""
         queued = work.queued
         if queued is None or work.image not in self.preparing:
+            return
+        if self.folder_away and error.reason in ("vanished", "unreadable"):
+            self.dispatch.queue.later(work, self.turn.now + AWAY_SECONDS)
             return
         if error.reason in ("truncated", "empty") and self._still_young(work):
             at = self.turn.now + self.policy.patience / LOOKS_WHILE_YOUNG

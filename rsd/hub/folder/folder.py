@@ -98,7 +98,13 @@ class Folder:
             mode=self._watcher.mode,
             last_scan_age_seconds=round(now - scanned, 1) if scanned is not None else None,
             settling=self._watcher.settling,
+            away=self._watcher.away,
         )
+
+    @property
+    def away(self) -> bool:
+        """Whether a file that is not found may yet come back with the whole folder."""
+        return bool(self._watcher.away)
 
     # ------------------------------------------------------------------------- on watcher's threads
 

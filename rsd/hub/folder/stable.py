@@ -33,6 +33,8 @@ TEMPORARY: Final = (
 )
 #: Folders that file managers, NAS systems and synchronisers keep for themselves.
 JUNK: Final = frozenset((b"@eadir", b"__macosx", b"lost+found", b"#recycle", b"$recycle.bin"))
+#: Least seconds between two looks at a file.
+AGAIN_SECONDS: Final = 0.01
 #: Files that may be settling at once; more are found by the next rescan.
 CAPACITY: Final = 10_000
 
@@ -60,6 +62,7 @@ class _Entry:
     mtime_ns: int
     quiet_since: float
     empty_since: float | None
+    due: float = 0.0  #: when it is looked at; other times of it in the heap are void
 
 
 class StabilityTable:
@@ -87,8 +90,9 @@ class StabilityTable:
             if len(self._entries) >= CAPACITY:
                 self.overflowed = True
                 return
-            self._entries[path] = _Entry(size, mtime_ns, now, now if size == 0 else None)
-            heapq.heappush(self._due, (now + self._settle, path))
+            entry = _Entry(size, mtime_ns, now, now if size == 0 else None)
+            self._entries[path] = entry
+            self._schedule(path, entry, now + self._settle)
             return
         entry.quiet_since = now
         entry.size, entry.mtime_ns = size, mtime_ns
@@ -98,18 +102,25 @@ class StabilityTable:
         self._entries.pop(path, None)
 
     def due(self, now: float, limit: int = 1_000) -> list[bytes]:
-        """Files to be looked at now; each comes back until `confirm` lets it go."""
+        """Files to be looked at now; each comes back until `confirm` or `forget` lets it go, also
+        when the look failed.
+        """
         found: list[bytes] = []
         while self._due and self._due[0][0] <= now and len(found) < limit:
-            _, path = heapq.heappop(self._due)
+            at, path = heapq.heappop(self._due)
             entry = self._entries.get(path)
-            if entry is None:
+            if entry is None or entry.due != at:
                 continue
             if entry.quiet_since + self._settle > now:
-                heapq.heappush(self._due, (entry.quiet_since + self._settle, path))
+                self._schedule(path, entry, entry.quiet_since + self._settle)
             else:
+                self._schedule(path, entry, now + max(self._settle, AGAIN_SECONDS))
                 found.append(path)
         return found
+
+    def _schedule(self, path: bytes, entry: _Entry, at: float) -> None:
+        entry.due = at
+        heapq.heappush(self._due, (at, path))
 
     def confirm(self, path: bytes, size: int, mtime_ns: int, now: float) -> bool:
         """The look at a due file; True when it is ready, and then it has left the table."""
@@ -128,7 +139,6 @@ class StabilityTable:
             entry.empty_since = None
         elif entry.empty_since is None:
             entry.empty_since = now
-        heapq.heappush(self._due, (now + self._settle, path))
         return False
 
     def next_due(self) -> float | None:

@@ -14,7 +14,7 @@ import queue
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from watchdog.events import (
@@ -26,7 +26,9 @@ from watchdog.events import (
 )
 from watchdog.observers import Observer
 
+from rsd.hub.folder.root import GONE, Root
 from rsd.hub.folder.stable import StabilityTable, is_candidate, is_open_folder
+from rsd.names import display_path
 from rsd.protocol.vocabulary import FileStat
 from rsd.settings.fields import Watch
 from rsd.system.files import filesystem_type
@@ -95,13 +97,14 @@ class Watcher:
         once: bool = False,
         limit: int | None = None,
     ) -> None:
-        self._root = os.fsencode(image_dir)
+        self._root = Root(os.fsencode(image_dir))
         self._settings = settings
         self._ready, self._gone, self._compare = ready, gone, compare
         self._list_pending, self._scanned = list_pending, scanned
         self._once, self._limit = once, limit
         self.mode = self._choose_mode()
         self.scanned_at: float | None = None  #: monotonic, of the last complete scan
+        self.away = ""  #: why files that are not found are not gone; "" when they are
         self._table = StabilityTable(
             settings.settle_seconds, 0.0 if once else settings.patience_seconds
         )
@@ -112,8 +115,6 @@ class Watcher:
         self._thread = threading.Thread(target=self._run, name="watcher", daemon=True)
         self._observer: object | None = None
         self._warnings = _Warnings(self._dropped.set)
-        self._root_id: tuple[int, int] | None = None
-        self._root_fd = -1  # held open, so that a new folder cannot get the old one's inode number
         self._root_checked = 0.0
         self._scan: Iterator[FileStat] | None = None
         self._scan_cost = 0.0  # seconds of work, without the waits for room and answers
@@ -125,7 +126,10 @@ class Watcher:
     @property
     def path(self) -> str:
         """The folder, as text."""
-        return os.fsdecode(self._root)
+        return os.fsdecode(self._root.path)
+
+    def _absolute(self, path: bytes) -> bytes:
+        return self._root.path + b"/" + path
 
     @property
     def settling(self) -> int:
@@ -142,9 +146,7 @@ class Watcher:
         self._unwatch()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join(timeout=2.0)
-        if self._root_fd >= 0:
-            os.close(self._root_fd)
-            self._root_fd = -1
+        self._root.release()
 
     def compared(self, changed: tuple[FileStat, ...]) -> None:
         """The writer's answer to `compare`; any thread."""
@@ -176,7 +178,7 @@ class Watcher:
         if self._dropped.is_set() and self._scan is None and not self._waiting:
             self._dropped.clear()
             self._next_scan = now
-        if self._scan is None and not self._waiting and now >= self._next_scan and self._root_id:
+        if self._scan is None and not self._waiting and now >= self._next_scan and self._root.id:
             self._begin_scan(now)
         if self._scan is not None and not self._waiting and self._table.room > SLICE:
             self._continue_scan(now)
@@ -213,13 +215,17 @@ class Watcher:
 
     def _look(self, absolute: bytes) -> None:
         """An event named this path: what is there now?"""
-        if not absolute.startswith(self._root + b"/"):
+        if not absolute.startswith(self._root.path + b"/"):
             return
-        path = absolute[len(self._root) + 1 :]
+        path = absolute[len(self._root.path) + 1 :]
         try:
             about = os.lstat(absolute)
-        except OSError:
-            self._lost(path)
+        except OSError as e:
+            if e.errno in GONE and not self._root.doubt():
+                self._lost(path)
+            else:
+                self._unreadable(path, e)
+                self._dropped.set()
             return
         if stat.S_ISDIR(about.st_mode):
             if all(is_open_folder(part) for part in path.split(b"/")):
@@ -247,10 +253,11 @@ class Watcher:
         ready: list[FileStat] = []
         for path in self._table.due(now):
             try:
-                about = os.lstat(self._root + b"/" + path)
-            except OSError:
-                self._table.forget(path)
-                continue
+                about = os.lstat(self._absolute(path))
+            except OSError as e:
+                if e.errno in GONE:
+                    self._table.forget(path)
+                continue  # any other error: it is looked at again
             if not stat.S_ISREG(about.st_mode):
                 self._table.forget(path)
             elif self._table.confirm(path, about.st_size, about.st_mtime_ns, now):
@@ -296,10 +303,8 @@ class Watcher:
 
     def _check_pending(self, rows: tuple[tuple[int, bytes], ...], now: float) -> None:
         """Undecided images whose files are not there any more."""
-        if rows and self._root_id:
-            lost = tuple(path for _, path in rows if not os.path.lexists(self._root + b"/" + path))
-            if lost:
-                self._gone(lost)
+        if rows and self._root.id:
+            self._withdraw(path for _, path in rows)
             last = rows[-1][0]
             if last:
                 self._waiting = True
@@ -313,6 +318,25 @@ class Watcher:
         if self._once and self._once_until is None:
             self._once_until = now + ONCE_SECONDS
             self._next_scan = float("inf")
+
+    def _withdraw(self, paths: Iterable[bytes]) -> None:
+        """Those of undecided images that are certainly not there any more."""
+        lost = []
+        for path in paths:
+            try:
+                os.lstat(self._absolute(path))
+            except OSError as e:
+                if e.errno in GONE:
+                    lost.append(path)
+                else:
+                    self._unreadable(path, e)
+        if lost and (why := self._root.doubt()):
+            self._is_away(why)
+        elif lost:
+            self._gone(tuple(lost))
+
+    def _unreadable(self, path: bytes, error: OSError) -> None:
+        log.debug("%s: %s; it is kept", display_path(path), error.strerror)
 
     def _finish_once(self, now: float) -> None:
         if self._once_until is None:
@@ -330,7 +354,7 @@ class Watcher:
         stack = [below]
         while stack:
             folder = stack.pop()
-            where = self._root + b"/" + folder if folder else self._root
+            where = self._absolute(folder) if folder else self._root.path
             try:
                 entries = list(os.scandir(where))
             except OSError as e:
@@ -348,58 +372,50 @@ class Watcher:
                 except OSError:
                     continue
 
-    # ----------------------------------------------------------------------------- the folder
-    # itself
+    # -------------------------------------------------------------------------- the folder itself
 
     def _choose_mode(self) -> str:
         if self._settings.mode != "auto":
             return self._settings.mode
-        kind = filesystem_type(Path(os.fsdecode(self._root)))
+        kind = filesystem_type(Path(self.path))
         return "polling" if kind.startswith(SILENT) else "inotify"
 
     def _check_root(self, now: float) -> None:
         """A folder that was removed and made again sends no events for ever: watch the new one."""
-        if self._root_id is not None and now - self._root_checked < ROOT_SECONDS:
+        if self._root.id is not None and now - self._root_checked < ROOT_SECONDS:
             return
         self._root_checked = now
-        try:
-            about = os.stat(self._root)
-            found = (about.st_dev, about.st_ino)
-        except OSError:
-            found = None
-        if found == self._root_id:
-            return
-        if found is None:
-            log.error("image_dir %s is gone; waiting for it", os.fsdecode(self._root))
+        before = self._root.id
+        if self._root.look():
             self._unwatch()
-        else:
-            if self._root_id is None and self.scanned_at is not None:
-                log.warning("image_dir %s is there again", os.fsdecode(self._root))
-            self._unwatch()
-            self._watch()
+            if self._root.id is not None:
+                if before is None and self.scanned_at is not None:
+                    log.warning("image_dir %s is there again", self.path)
+                self._watch()
+                self._next_scan = now
+        if self._root.id is None:
+            self._is_away(self._root.why)
+        elif not self._root.doubt() and self.away:
+            log.warning("image_dir %s is looked at again", self.path)
+            self.away = ""
             self._next_scan = now
-        self._root_id = found
-        self._hold_root()
 
-    def _hold_root(self) -> None:
-        if self._root_fd >= 0:
-            os.close(self._root_fd)
-        try:
-            self._root_fd = os.open(self._root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError:
-            self._root_fd = -1
+    def _is_away(self, why: str) -> None:
+        if why != self.away:
+            self.away = why
+            log.error("image_dir %s %s; nothing is withdrawn, it is waited for", self.path, why)
 
     def _watch(self) -> None:
         if self.mode != "inotify" or self._once:
             return
         observer = Observer()
         try:
-            observer.schedule(_Handler(self._put), os.fsdecode(self._root), recursive=True)
+            observer.schedule(_Handler(self._put), self.path, recursive=True)
             observer.start()
         except OSError as e:
             self.mode = "polling"
             log.warning(
-                "inotify is not to be had (%s); the folder is polled every %.0f s. Raise "
+                "inotify is unavailable (%s); the folder is polled every %.0f s. Raise "
                 "fs.inotify.max_user_watches or max_user_instances",
                 e.strerror,
                 self._settings.poll_seconds,

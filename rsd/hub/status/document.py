@@ -116,6 +116,8 @@ def reasons(view: BrainView, around: Surroundings) -> list[str]:
     found: list[str] = []
     for disk in dict.fromkeys(r for r in (around.blocked, view.spool_refused) if r):
         found.append(f"disk: {disk}; nothing is lost, work waits")
+    if around.watch.away:
+        found.append(f"image_dir {around.watch.away}; nothing is withdrawn, it is waited for")
     if around.log_refused:
         found.append(f"disk: {around.log_refused}; lines go to stderr only")
     for process in around.processes:

@@ -121,3 +121,23 @@ def test_nothing_is_ready_before_its_quiet_time_and_nothing_is_lost(
                 ready[path] = now
     assert set(ready) == set(last)
     assert all(ready[path] >= last[path][0] + 2.0 - 1e-9 for path in ready)
+
+
+def test_a_look_that_fails_is_repeated() -> None:
+    """Whatever became of it: no `confirm` came."""
+    table = StabilityTable(1.0, 10.0)
+    table.note(b"a.png", 5, 1, 0.0)
+    assert table.due(1.0) == [b"a.png"]
+    assert table.due(1.5) == [] and table.next_due() == 2.0
+    assert table.due(2.0) == [b"a.png"]
+    assert table.confirm(b"a.png", 5, 1, 2.0)
+    assert table.due(99.0) == [] and len(table) == 0
+
+
+def test_a_file_that_left_and_came_back_is_looked_at_once() -> None:
+    table = StabilityTable(1.0, 10.0)
+    table.note(b"a.png", 5, 1, 0.0)
+    table.forget(b"a.png")
+    table.note(b"a.png", 6, 2, 0.5)
+    assert table.due(1.2) == []
+    assert table.due(1.5) == [b"a.png"]
