@@ -157,7 +157,7 @@ def test_a_lack_of_memory_is_tried_as_often_as_other_errors(kind: type) -> None:
     def trouble(task: object, now: float) -> CallError | None:
         if not isinstance(task, kind):
             return None
-        about = getattr(task, "samples", getattr(task, "answers", ()))
+        about = getattr(task, "samples", getattr(task, "candidates", ()))
         tries[task.image, about] += 1  # type: ignore[attr-defined]
         return short
 
