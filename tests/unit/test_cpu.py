@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import pytest
 
+from rsd.hub.children.local import OWN_FAULTS
 from rsd.workers.cpu import bounded
 
 #: Seconds within which such a process has ended, however busy the host.
@@ -65,6 +66,10 @@ def exit_code(work: Callable[[], None], seconds: float) -> int | None:
 @pytest.mark.parametrize("work", [holding_the_lock, giving_it_back])
 def test_a_thread_that_computes_too_long_ends_its_process(work: Callable[[], None]) -> None:
     assert exit_code(work, 0.3) == -signal.SIGXCPU
+
+
+def test_such_an_end_is_held_against_what_it_decoded() -> None:
+    assert signal.SIGXCPU in OWN_FAULTS
 
 
 def test_one_that_ends_in_time_lives_on() -> None:
