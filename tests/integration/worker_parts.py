@@ -42,19 +42,19 @@ GRADE = '{"explanation": "all there", "score": 85}'
 
 
 class Worker:
-    """A worker process and what it has said."""
+    """A worker process and what it has sent."""
 
     def __init__(self, target: Callable[..., None], slots: int = 2) -> None:
         context = multiprocessing.get_context("spawn")
         self.queue: WorkQueue[FromWorker] = WorkQueue("worker")
-        self.said: queue.SimpleQueue[FromWorker | None] = queue.SimpleQueue()
+        self.received: queue.SimpleQueue[FromWorker | None] = queue.SimpleQueue()
         self.logged: list[LogLine] = []
         self.number = 0
         self.process = context.Process(
             target=target, args=(*self.queue.child_ends, "worker", slots), daemon=True
         )
         self.process.start()
-        self.queue.start(from_worker_decoder, self.said.put, lambda: self.said.put(None))
+        self.queue.start(from_worker_decoder, self.received.put, lambda: self.received.put(None))
 
     def lend(self, task: Task) -> int:
         self.number += 1
@@ -64,7 +64,7 @@ class Worker:
 
     def hear(self) -> Any:
         """The next message that is no log line; None when the process is gone."""
-        while isinstance(message := self.said.get(timeout=PATIENCE), LogLine):
+        while isinstance(message := self.received.get(timeout=PATIENCE), LogLine):
             self.logged.append(message)
         return message
 
