@@ -6,6 +6,7 @@ import base64
 import json
 import re
 from collections.abc import Iterable
+from typing import Final
 from urllib.parse import quote, quote_plus
 
 #: What stands in their place.
@@ -13,18 +14,26 @@ MASK = "***"
 #: Keys shorter than this are looked for as they are only: `EMPTY` is no secret, and its encoded
 #: pieces would be found in any text.
 ENCODED_FROM = 8
+#: Characters of a key by which the rest is known: an answer that breaks off, or a text that is cut,
+#: holds no more of it.
+BEGINNING: Final = 10
+#: Keys shorter than this have no beginning of their own.
+BEGINNING_FROM: Final = 20
 #: What programs leave as it is when they quote a text for a URL: nothing, or the signs of a path,
 #: or of a whole address.
 URL_SAFE = ("", "/", ";,/?:@&=+$-_.!~*'()#")
 
 
 class Redactor:
-    """Replaces every form of some secrets; empty ones are ignored."""
+    """Replaces every form of some secrets, and how long ones begin; empty ones are ignored."""
 
     def __init__(self, secrets: Iterable[str]) -> None:
-        found = {form for secret in secrets if secret for form in forms(secret)}
+        secrets = [secret for secret in secrets if secret]
+        found = {form for secret in secrets for form in forms(secret)}
         # The longest first: a form can be part of another.
-        parts = "|".join(re.escape(f) for f in sorted(found, key=len, reverse=True))
+        each = [re.escape(f) for f in sorted(found, key=len, reverse=True)]
+        begun = {s[:BEGINNING] for s in secrets if len(s) >= BEGINNING_FROM}
+        parts = "|".join([*each, *(rf"{re.escape(s)}[A-Za-z0-9._~+/=-]*+" for s in sorted(begun))])
         self._text = re.compile(parts) if parts else None
         self._bytes = re.compile(parts.encode()) if parts else None
 

@@ -10,6 +10,7 @@ import ssl
 import subprocess
 import threading
 import time
+import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from rsd.workers.api import http1
-from rsd.workers.api.answer_reader import MAX_HEAD_BYTES, MEMBERS_MAX
+from rsd.workers.api.answer_reader import MAX_HEAD_BYTES, MEMBERS_MAX, AnswerReader
 from rsd.workers.api.http1 import ConnectionPool
 from rsd.workers.api.transport import MAX_BODY_BYTES, Answer, AnswerTooLong, ExchangeFailed
 
@@ -381,6 +382,21 @@ def test_what_is_no_body_has_a_bound(data: bytes, kind: type[Exception]) -> None
         with pytest.raises(ExchangeFailed) as caught:
             connections.exchange(HEAD, (b"x",), PATIENCE)
         assert isinstance(caught.value.__cause__, kind)
+
+
+def test_a_body_in_tiny_chunks_takes_no_more_memory_than_its_bytes() -> None:
+    size = 2_000_000
+    data = framed(b"2\r\nab\r\n" * (size // 2) + b"0\r\n\r\n", CHUNKED)
+    reader = AnswerReader()
+    reader.expect()
+    tracemalloc.start()
+    try:
+        for at in range(0, len(data), http1.CHUNK_BYTES):
+            reader.take(data[at : at + http1.CHUNK_BYTES])
+        assert tracemalloc.get_traced_memory()[1] < 2 * size
+    finally:
+        tracemalloc.stop()
+    assert reader.done and reader.whole() == b"ab" * (size // 2)
 
 
 def test_gzip_members_cost_what_they_weigh() -> None:

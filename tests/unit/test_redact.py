@@ -51,3 +51,14 @@ def test_a_short_key_is_looked_for_as_it_is_only() -> None:
 def test_without_secrets_nothing_changes() -> None:
     assert Redactor([]).text("as it was") == "as it was"
     assert Redactor([""]).data(b"as it was") == b"as it was"
+
+
+def test_a_key_that_is_cut_off_is_no_less_a_secret() -> None:
+    """An answer breaks off, or a text is shortened: nobody finds the whole key in it any more."""
+    key = "sk-live-ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    redactor = Redactor([key])
+    for cut in range(10, len(key)):
+        assert redactor.text(f"no such key: {key[:cut]}") == "no such key: ***"
+        assert redactor.data(f"({key[:cut]}…)".encode()) == "(***…)".encode()
+    assert redactor.text("sk-live- is how keys begin") == "sk-live- is how keys begin"
+    assert Redactor(["sk-live-ABCDE"]).text("sk-live-ABCD") == "sk-live-ABCD"

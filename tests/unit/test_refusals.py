@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -347,3 +348,13 @@ def test_a_number_of_a_header_is_finite_or_none() -> None:
         headers = {"x-ratelimit-remaining-tokens": text, "x-ratelimit-reset-tokens": "1s"}
         assert rate_windows(headers, 0.0) == ()
         assert retry_after({"retry-after": text}, 0.0) is None
+
+
+def test_a_refusal_that_sends_the_request_back_is_read_at_once() -> None:
+    echo = "invalid model " * 400_000
+    words = f"context_length_exceeded: {echo}"
+    for message in (words, f"{echo}: context_length_exceeded"):
+        began = time.thread_time()
+        error = classify_status(400, {"error": {"message": message}}, message, {}, 0.0)
+        assert time.thread_time() - began < 1.0
+        assert error.error is ErrorClass.TOO_BIG

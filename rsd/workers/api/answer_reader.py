@@ -19,6 +19,8 @@ from rsd.workers.api.transport import MAX_BODY_BYTES, AnswerTooLong
 #: Longest status line and headers of an answer, with all interim answers before it; as many bytes
 #: may come between two pieces of the body, or as trailers after it.
 MAX_HEAD_BYTES: Final = 256 * 1024
+#: Most bytes of what is no HTTP that are shown.
+SHOWN_BYTES: Final = 80
 #: Most gzip members of one answer.
 MEMBERS_MAX: Final = 10_000
 #: Bytes of a member that zlib is given first.
@@ -36,11 +38,10 @@ class AnswerReader:
         self.parser: Any = None
         self.status = 0
         self.headers: dict[str, str] = {}
-        self.parts: list[bytes] = []
+        self.body = bytearray()  #: as it came; one object, however small its pieces are
         self.headed = False  #: the headers are whole
         self.done = False
         self.kept = False  #: the connection may be used again
-        self._size = 0
         self._head_bytes = 0  #: since the last piece of the body: head, framing, trailers
         self.first = b""  #: what came first, for a message
 
@@ -60,7 +61,7 @@ class AnswerReader:
 
     def take(self, data: bytes) -> None:
         """Bytes that have come. Raises what is wrong with them."""
-        size = self._size
+        size = len(self.body)
         self._head_bytes += len(data)
         if not self.headed and self._head_bytes > MAX_HEAD_BYTES:
             raise http.client.LineTooLong("header")
@@ -77,7 +78,7 @@ class AnswerReader:
             raise http.client.BadStatusLine(_shown(self.first or data)) from None
         finally:
             self.first = self.first or data
-        if self._size > size:
+        if len(self.body) > size:
             self._head_bytes = 0
         elif self.headed and not self.done and self._head_bytes > MAX_HEAD_BYTES:
             raise AnswerTooLong(f"more than {MAX_HEAD_BYTES} bytes of the answer are no body")
@@ -112,10 +113,9 @@ class AnswerReader:
         """A piece of the body."""
         if self.done:
             return
-        self._size += len(data)
-        if self._size > MAX_BODY_BYTES:
+        if len(self.body) + len(data) > MAX_BODY_BYTES:
             raise AnswerTooLong(f"the answer is longer than {MAX_BODY_BYTES} bytes")
-        self.parts.append(data)
+        self.body += data
 
     def on_message_complete(self) -> None:
         """An interim answer or the answer itself is whole."""
@@ -131,13 +131,13 @@ class AnswerReader:
             raise http.client.BadStatusLine(_shown(self.first))
         if not self.open_ended:
             length = self.headers.get("content-length", "")
-            missing = int(length) - self._size if length.isdecimal() else None
-            raise http.client.IncompleteRead(b"".join(self.parts), missing)
+            missing = int(length) - len(self.body) if length.isdecimal() else None
+            raise http.client.IncompleteRead(bytes(self.body), missing)
         self.done = True
 
     def whole(self) -> bytes:
         """The body, decompressed. Raises AnswerTooLong, urllib3's DecodeError."""
-        data = b"".join(self.parts)
+        data = bytes(self.body)
         encoding = self.headers.get("content-encoding", "").strip().lower()
         if not data or encoding not in ("gzip", "x-gzip", "deflate"):
             return data
@@ -151,7 +151,7 @@ class AnswerReader:
 
 
 def _shown(data: bytes) -> str:
-    return data.partition(b"\n")[0][:80].decode("latin-1")
+    return data.partition(b"\n")[0][:SHOWN_BYTES].decode("latin-1")
 
 
 def _unpacked(data: bytes, kind: int) -> bytes:

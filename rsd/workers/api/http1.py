@@ -91,7 +91,7 @@ class ConnectionPool:
             ended = isinstance(e, ConnectionError | ssl.SSLEOFError | ssl.SSLZeroReturnError)
             kind = _NoAnswer if ended and not reader.first else ExchangeFailed
             status = reader.status if reader.headed else None
-            raise kind(status, reader.headers, b"".join(reader.parts)) from e
+            raise kind(status, reader.headers, bytes(reader.body)) from e
         except BaseException:
             connection.close()
             raise

@@ -17,6 +17,9 @@ from rsd.workers.api.rate_headers import names_a_limit, retry_after, wait_in_wor
 
 #: Longest error text that is kept, in characters.
 EXCERPT: Final = 300
+#: Most characters of a refusal that are searched, at its beginning and at its end: a server may
+#: send the whole request back.
+SEARCHED: Final = 10_000
 
 _QUOTA = re.compile(
     r"insufficient[_ ](user[_ ])?quota|credit[_ ]balance|exceeded your current quota|"
@@ -151,7 +154,7 @@ def classify_status(
     error = read_error(data)
     page = data is None and text.lstrip()[:1] == "<"
     if not error.message and data is None:
-        error = error._replace(message=text)
+        error = error._replace(message=_ends(text))
     verdict = _by_status(status, error, page, headers, now)
     message = excerpt(error.message) or "no words"
     wait = None
@@ -312,12 +315,12 @@ def read_error(data: Any) -> ErrorBody:
     if isinstance(data, list) and data:
         data = data[0]
     if isinstance(data, str):
-        return ErrorBody(data)
+        return ErrorBody(_ends(data))
     if not isinstance(data, dict):
         return ErrorBody()
     body = data.get("error", data)
     if isinstance(body, str):
-        return ErrorBody(body, param=_text(data.get("param")) or None)
+        return ErrorBody(_ends(body), param=_text(data.get("param"))[:EXCERPT] or None)
     if not isinstance(body, dict):
         return ErrorBody()
     message = next((body[k] for k in ("message", "detail", "msg") if body.get(k)), "")
@@ -338,11 +341,15 @@ def read_error(data: Any) -> ErrorBody:
     if isinstance(metadata, dict) and isinstance(metadata.get("raw"), str):
         message = f"{message} {metadata['raw']}"
     return ErrorBody(
-        message if isinstance(message, str) else str(message),
-        kind,
-        _text(body.get("code")),
-        param or None,
+        _ends(message if isinstance(message, str) else str(message)),
+        _ends(kind),
+        _ends(_text(body.get("code"))),
+        param[:EXCERPT] if param else None,
     )
+
+
+def _ends(text: str) -> str:
+    return text if len(text) <= 2 * SEARCHED else f"{text[:SEARCHED]} … {text[-SEARCHED:]}"
 
 
 def _text(value: Any) -> str:
