@@ -220,7 +220,7 @@ class Outcomes:
         self.turn.out += overdue.kills
         self.dispatch.queue.add_first(*overdue.waiting)
         for work in overdue.hung:  # the picture's fault, as if it had crashed its decoder
-            if not self.intake.crashed(work.image):
+            if not self._decode_crashed(work.image):
                 work.killed += 1
                 self.dispatch.queue.later(work, self.turn.now + pause(work, self.policy))
         for work in overdue.failed:
