@@ -1,18 +1,15 @@
 """Histories of facts, as a hub would tell them: chosen at random, but never a lie.
 
 `Teller` looks into a real store to know what a hub would know, and says facts through
-`Application`, one transaction each. `recount` checks every counter against what it counts.
+`Application`, one transaction each.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Callable
-from statistics import fmean
 
 import msgspec
-import pytest
 
 from rsd.errors import ErrorClass
 from rsd.protocol import facts as f
@@ -32,22 +29,16 @@ from rsd.protocol.writer_talk import QueuedImage
 from rsd.state import view
 from rsd.state.records import (
     ACTIVE,
-    CLASSES,
     DUPLICATE,
     FAILED,
     HIGH,
     LOW,
     QUEUED,
-    REPLACED,
-    FailureRecord,
     ImageRecord,
-    PathRecord,
-    Tally,
-    key,
-    key64,
 )
 from rsd.state.store import NAMES, Store
-from rsd.state.transaction import Transaction, class_key, decode
+from rsd.state.tallies import score_of
+from rsd.state.transaction import Transaction, decode
 from rsd.writer.apply import Application
 
 PATHS = (b"a.png", b"deep/b.png", b"\xff.png", b"d.png")
@@ -74,6 +65,8 @@ RECIPE = Recipe(
     generator_model="m",
     grader_model="g",
 )
+#: Another way of grading: what was graded by the first is history to it.
+STRICT = msgspec.structs.replace(RECIPE, grading_template="Be strict: {generated_answer}")
 
 
 def sha(content: str) -> str:
@@ -102,7 +95,9 @@ def candidate(index: int, *, round: int = 0, time: float = 0.0) -> Candidate:
     )
 
 
-def grade(index: int, score: float, *, number: int = 0, time: float = 0.0) -> Grade:
+def grade(
+    index: int, score: float, *, number: int = 0, time: float = 0.0, rubric: str = RECIPE.rubric
+) -> Grade:
     return Grade(
         index=index,
         number=number,
@@ -113,6 +108,7 @@ def grade(index: int, score: float, *, number: int = 0, time: float = 0.0) -> Gr
         model="g",
         endpoint="http://127.0.0.1:2/v1",
         timestamp=time,
+        rubric=rubric,
     )
 
 
@@ -147,6 +143,7 @@ class Teller:
         self.told: list[tuple[str, f.Numbered]] = []  #: in all lives
         self.files: dict[bytes, str] = {}
         self.now = 1000.0
+        self.recipe = RECIPE
         self.say(f.ConfigStored(recipe=RECIPE))
         self.operations: dict[str, Callable[[int], None]] = {
             "enrol": self.enrol,
@@ -159,6 +156,7 @@ class Teller:
             "retry": self.retry,
             "restart": self.restart,
             "spend": self.spend,
+            "rubric": self.rubric,
         }
 
     def say(self, fact: f.Fact) -> None:
@@ -230,6 +228,8 @@ class Teller:
         mine, version = identity(queued, hashed)
         with self.store.reading() as txn:
             owner = view.content_owner(txn, hashed)
+            own = view.image_record(txn, mine)
+        continued = own.config if own is not None and own.continues else ""
         if owner is not None and owner != mine:
             self.aside(
                 queued, "duplicate", "same_content", sha256=hashed, of=owner, info=info_of(content)
@@ -243,7 +243,7 @@ class Teller:
                 path=queued.path,
                 version=version,
                 info=info_of(content),
-                config=RECIPE.fingerprint,
+                config=continued or self.recipe.fingerprint,
                 time=self.now,
             )
         )
@@ -299,7 +299,16 @@ class Teller:
             samples = tuple(
                 f.PlannedSample(index=i, arm=arm, seed=i) for i in range(first, first + 2)
             )
-            self.say(f.StepChosen(image=image, round=len(seen.steps), samples=samples))
+            gradings = tuple(f.PlannedGrading(index=s.index, number=0) for s in samples)
+            self.say(
+                f.StepChosen(
+                    image=image,
+                    round=len(seen.steps),
+                    samples=samples,
+                    gradings=gradings,
+                    rubric=seen.rubric,
+                )
+            )
             return
         made = {c.index for c in seen.candidates}
         for index in planned:
@@ -311,8 +320,9 @@ class Teller:
                     self.say(f.CandidateMade(image=image, candidate=answer))
                 return
         for index in sorted(made):
-            number = len(seen.grades.get(index, []))
-            if number < 2 and (index, number) not in seen.grade_failures:
+            given = seen.grades.get(index, [])
+            number, mine = len(given), sum(g.rubric == seen.rubric for g in given)
+            if mine < 2 and (index, number) not in seen.grade_failures:
                 if n % 4 == 0:
                     self.say(
                         f.GradingFailed(
@@ -320,8 +330,10 @@ class Teller:
                         )
                     )
                 else:
-                    judged = grade(index, n * 7 % 101, number=number, time=self.now)
-                    self.say(f.CandidateGraded(image=image, grade=judged))
+                    graded = grade(
+                        index, n * 7 % 101, number=number, time=self.now, rubric=seen.rubric
+                    )
+                    self.say(f.CandidateGraded(image=image, grade=graded))
                 return
 
     def spend(self, n: int) -> None:
@@ -337,9 +349,9 @@ class Teller:
             self.settle(active[n % len(active)])
 
     def settle(self, record: ImageRecord) -> None:
-        scores = {
-            i: fmean(g.score for g in grades) for i, grades in self.seen(record).grades.items()
-        }
+        seen = self.seen(record)
+        found = {i: score_of(grades, seen.rubric) for i, grades in seen.grades.items()}
+        scores = {i: score for i, score in found.items() if score is not None}
         if not scores:
             self.say(
                 f.ImageSetAside(
@@ -373,7 +385,14 @@ class Teller:
         if ended := self.images(FAILED, LOW, HIGH, DUPLICATE):
             record = ended[n % len(ended)]
             fresh = record.status in (LOW, HIGH)
-            self.say(f.ImageRetried(image=record.image, fresh=fresh, time=self.now))
+            self.say(
+                f.ImageRetried(image=record.image, fresh=fresh, first=n % 3 == 0, time=self.now)
+            )
+
+    def rubric(self, n: int) -> None:
+        """A reload: images that start from now on are graded in this way."""
+        self.recipe = (RECIPE, STRICT)[n % 2]
+        self.say(f.ConfigStored(recipe=self.recipe))
 
     def restart(self, n: int) -> None:
         """A new hub: its facts are numbered from 1."""
@@ -401,103 +420,3 @@ def identity(queued: QueuedImage, sha256: str) -> tuple[str, int]:
     if queued.sha256 and sha256 and queued.sha256 != sha256:
         return image_id(queued.path, queued.version + 1), queued.version + 1
     return queued.image, queued.version
-
-
-# ----------------------------------------------------------------------------------------- checks
-
-
-def recount(store: Store) -> None:
-    """Every counter, index and tally equals what it stands for."""
-    with store.reading() as txn:
-        stats = txn.stats()
-        images = {k.hex(): decode(ImageRecord, v) for k, v in txn.scan("images")}
-        paths = [decode(PathRecord, v) for _, v in txn.scan("paths")]
-        backlog = {k: v.hex() for k, v in txn.scan("backlog")}
-        active = {k.hex() for k, _ in txn.scan("active")}
-        contents = {k.hex(): v.hex() for k, v in txn.scan("contents")}
-        classes = {k for k, _ in txn.scan("classes")}
-        tallies = {k.decode(): decode(Tally, v) for k, v in txn.scan("tallies")}
-        candidates = {k: decode(Candidate, v) for k, v in txn.scan("candidates")}
-        grades: dict[bytes, list[Grade]] = {}
-        for k, v in txn.scan("grades"):
-            grades.setdefault(k[:20], []).append(decode(Grade, v))
-        failures = [
-            [decode(FailureRecord, v) for _, v in txn.scan(name)]
-            for name in ("sample_failures", "grade_failures")
-        ]
-        outbox = txn.entries("outbox")
-    assert stats.seen == sum(getattr(stats, name) for name in CLASSES) == len(paths)
-    by_class = Counter(r.status for r in images.values())
-    assert {n: getattr(stats, n) for n in CLASSES} == {n: by_class[n] for n in CLASSES}
-    assert stats.outbox == outbox
-    current = {p.image for p in paths}
-    assert {i for i, r in images.items() if r.status != REPLACED} == current
-    rows = {key64(r.queue_seq): i for i, r in images.items() if r.queue_seq}
-    assert rows == backlog
-    assert {i for i, r in images.items() if r.status == QUEUED} <= set(backlog.values())
-    assert active == {i for i, r in images.items() if r.status == ACTIVE}
-    assert active.isdisjoint(backlog.values())
-    assert classes == {
-        class_key(r.status, i) for i, r in images.items() if r.status in (FAILED, LOW, HIGH)
-    }
-    for content, owner in contents.items():
-        assert images[owner].sha256 == content
-        assert images[owner].status in (QUEUED, ACTIVE, HIGH, LOW)
-    for i, record in images.items():
-        if record.status in (HIGH, LOW, FAILED):
-            assert record.filed == record.status
-        if record.status in (ACTIVE, HIGH, LOW):
-            assert contents[record.sha256] == i
-    assert stats.generated == len(candidates)
-    assert stats.graded == len(grades)
-    assert stats.grades == sum(len(g) for g in grades.values())
-    assert stats.generation_time == pytest.approx(0.5 * stats.generated)
-    assert stats.grading_time == pytest.approx(0.25 * stats.grades)
-    unused = {name: t.count for name, t in tallies.items() if name.startswith("unused:")}
-    lost = {r: sum(c for n, c in unused.items() if n.split(":")[1] == r) for r in Role}
-    assert stats.unused_calls == sum(lost.values())
-    kept = [c.usage for c in candidates.values()] + [g.usage for of in grades.values() for g in of]
-    paid = stats.generator_input_tokens + stats.grader_input_tokens
-    assert paid == sum(u.input_tokens for u in kept) + stats.unused_input_tokens
-    paid = stats.generator_output_tokens + stats.grader_output_tokens
-    assert paid == sum(u.output_tokens for u in kept) + stats.unused_output_tokens
-    assert [stats.sample_failures, stats.grading_failures] == [len(rows) for rows in failures]
-    scores = {k: fmean(g.score for g in rows) for k, rows in grades.items()}
-    won = {
-        key(i) + (r.winner or 0).to_bytes(4, "big"): r
-        for i, r in images.items()
-        if r.filed in (HIGH, LOW)
-    }
-    expected: dict[str, Tally] = {}
-
-    def row(name: str) -> Tally:
-        return expected.setdefault(name, Tally())
-
-    for k, made in candidates.items():
-        for name in (
-            f"prompt:{made.prompt_key}",
-            f"temperature:{made.params.temperature:g}",
-            "top_p:0.9",
-            "top_k:40",
-        ):
-            row(name).generated += 1
-            if k in scores:
-                row(name).graded += 1
-                row(name).score_sum += scores[k]
-            if k in won:
-                row(name).wins += 1
-                row(name).accepted += won[k].filed == HIGH
-        if k in scores:
-            row(f"score:{min(95, int(scores[k] // 5) * 5)}").count += 1
-        if k in won:
-            row(f"best:{min(95, int((won[k].score or 0) // 5) * 5)}").count += 1
-    for record in images.values():
-        if record.status == FAILED:
-            row(f"failed:{record.reason}").count += 1
-    for kind, found in zip(("sample_failure", "grading_failure"), failures, strict=True):
-        for failure in found:
-            row(f"{kind}:{failure.error.reason}").count += 1
-    assert set(tallies) == {*expected, *unused}
-    for name, tally in expected.items():
-        found_tally = msgspec.structs.asdict(tallies[name])
-        assert found_tally == pytest.approx(msgspec.structs.asdict(tally)), name

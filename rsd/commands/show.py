@@ -20,8 +20,9 @@ from rsd.names import display_path, result_name
 from rsd.protocol.vocabulary import image_id
 from rsd.state import view
 from rsd.state.records import ImageRecord
-from rsd.state.results import failed_document, formatted, result_document
+from rsd.state.results import failed_document, formatted
 from rsd.state.store import Store
+from rsd.state.tallies import score_of
 from rsd.state.view import ImageView
 
 
@@ -39,7 +40,7 @@ def main(args: argparse.Namespace) -> int:
         image_dir = image_dir_of(state, settings.image_dir if settings else "")
         words = Console()
         found = isolated(
-            _told, state, args.image, image_dir, args.json, words.is_terminal, words.width
+            _render, state, args.image, image_dir, args.json, words.is_terminal, words.width
         )
         if found:
             print(found.decode(), end="")
@@ -47,7 +48,7 @@ def main(args: argparse.Namespace) -> int:
     raise UserError(f"{args.image}: no such image is known (give its path, result file or id)")
 
 
-def _told(
+def _render(
     state: Path, image: str, image_dir: Path | None, json: bool, terminal: bool, width: int
 ) -> bytes:
     """All that is known of an image, as text; empty when there is none."""
@@ -66,7 +67,7 @@ def _told(
         return msgspec.json.format(msgspec.json.encode(as_json(seen, older)), indent=2) + b"\n"
     text = io.StringIO()
     out = Console(file=text, highlight=False, force_terminal=terminal, width=width)
-    tell(out, seen, older, display_path(original.path) if original else "", image_dir)
+    print_image(out, seen, older, display_path(original.path) if original else "")
     return text.getvalue().encode("utf-8", "backslashreplace")
 
 
@@ -78,6 +79,7 @@ def as_json(seen: ImageView, older: list[ImageRecord]) -> dict[str, Any]:
             {"image": r.image, "version": r.version, "sha256": r.sha256, "score": r.score}
             for r in older
         ],
+        "rubric": seen.rubric,
         "steps": msgspec.to_builtins(seen.steps),
         "candidates": [
             msgspec.to_builtins(c) | {"grades": msgspec.to_builtins(seen.grades.get(c.index, []))}
@@ -87,13 +89,7 @@ def as_json(seen: ImageView, older: list[ImageRecord]) -> dict[str, Any]:
     }
 
 
-def tell(
-    out: Console,
-    seen: ImageView,
-    older: list[ImageRecord],
-    original: str,
-    image_dir: Path | None,
-) -> None:
+def print_image(out: Console, seen: ImageView, older: list[ImageRecord], original: str) -> None:
     """For a person."""
     record = seen.record
 
@@ -118,22 +114,19 @@ def tell(
     for name, moment in (("started", record.started_at), ("ended", record.ended_at)):
         if moment:
             line(name, formatted(moment))
-    document = result_document(seen, str(image_dir or ""))
-    scores = {c["index"]: c["score"] for c in document["all_candidates"]}
     for made in seen.candidates:
         p = made.params
-        score = (
-            f"{scores[made.index]:.1f}"
-            if made.index in scores
-            else made.rejected_because or "ungraded"
-        )
+        grades = seen.grades.get(made.index, [])
+        counted = score_of(grades, seen.rubric)
+        score = made.rejected_because or "ungraded" if counted is None else f"{counted:.1f}"
         best = "  <- best" if made.index == record.winner else ""
         out.print(
             f"\n[bold]#{made.index}[/] {escape(made.prompt_key)} T={p.temperature:g} "
             f"top_p={p.top_p:g} top_k={p.top_k} seed={made.seed}: [bold]{score}[/]{best}"
         )
-        for grade in seen.grades.get(made.index, []):
-            out.print(f"   grade {grade.score:g}: {escape(grade.explanation)}", soft_wrap=True)
+        for grade in grades:
+            word = "grade" if grade.rubric == seen.rubric else "grade by another rubric"
+            out.print(f"   {word} {grade.score:g}: {escape(grade.explanation)}", soft_wrap=True)
         out.print("   " + escape(made.content).replace("\n", "\n   "), soft_wrap=True)
     for error in failed_document(seen, "")["errors"]:
         what = f"candidate {error['index']}" + (

@@ -344,7 +344,7 @@ class Supervisor:
                 self.writer.ready = True
                 self.writer_client.opened(stats)
                 if not self.brain.view(time.monotonic()).started:
-                    self._think(Started(backlog_high=stats.backlog_high, dialects=dialects))
+                    self._think(Started(stats=stats, dialects=dialects))
                     self._decide()
                     if self._drain_until is None:
                         self.folder.start()

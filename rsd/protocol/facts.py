@@ -185,6 +185,7 @@ class ImageRetried(Struct, frozen=True, kw_only=True, tag_field="kind", tag="ret
 
     image: ImageId
     fresh: bool
+    first: bool = False  #: goes before the backlog, because a person named this one
     time: float
 
 

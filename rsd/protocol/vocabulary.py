@@ -23,6 +23,8 @@ ImageId = str
 SEED_SPACE: Final = 1024
 #: ... and all seeds below this, because some servers take 32 bits with a sign.
 SEEDS: Final = 1 << 31
+#: Queue numbers above this are the backlog's; those below are of the lane that goes before it.
+FIRST_QUEUE: Final = 1 << 40
 #: Reason of a CallError: the disk takes no prepared picture, which is no fault of the picture.
 SPOOL_REFUSED: Final = "spool_refused"
 

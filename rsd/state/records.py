@@ -39,13 +39,14 @@ class ImageRecord(Struct, kw_only=True):
     image: ImageId
     path: bytes
     version: int
-    status: str  #: one of CLASSES, or REPLACED
+    status: ImageStatus
     reason: str = ""
     message: str = ""
     of: ImageId = ""  #: the original, for a duplicate
     sha256: str = ""
     info: ImageInfo | None = None
     config: str = ""  #: fingerprint of its recipe
+    decided_config: str = ""  #: the one that its last decision was made by
     decision: int = 0
     winner: int | None = None
     score: float | None = None
@@ -55,6 +56,7 @@ class ImageRecord(Struct, kw_only=True):
     crashes: int = 0
     allotment: int = 1
     queue_seq: int = 0  #: its row in `backlog`, 0 = none
+    first: bool = False  #: a person named it: its next row is in the lane that goes first
     recheck: bool = False  #: the file changed while it was active
     continues: bool = False  #: queued again after it was withdrawn in the middle
     filed: str = ""  #: folder that its file belongs to: HIGH, LOW, FAILED, or "" for none

@@ -11,8 +11,9 @@ import msgspec
 
 from rsd.names import display_path
 from rsd.pricing import money, spent
-from rsd.protocol.vocabulary import Candidate, Grade, Stats, SummaryConfig, Usage
+from rsd.protocol.vocabulary import Candidate, Stats, SummaryConfig, Usage
 from rsd.state.records import HIGH, ImageRecord, Tally
+from rsd.state.tallies import score_of
 from rsd.state.view import ImageView
 
 
@@ -46,13 +47,17 @@ def image_info(record: ImageRecord, image_dir: str) -> dict[str, Any]:
 
 
 def result_document(view: ImageView, image_dir: str) -> dict[str, Any]:
-    """A decided image. `all_candidates` holds graded candidates only: an error is never a score."""
+    """A decided image. `all_candidates` holds candidates with a grade of the recipe's rubric only:
+    an error is never a score, and neither is what another rubric gave.
+    """
     record = view.record
-    recipe = view.recipes.get(record.config)
+    config = record.decided_config or record.config
+    recipe = view.recipes.get(config)
+    rubric = recipe.rubric if recipe else ""
     entries = [
-        _candidate(view, made, view.grades[made.index], winner=made.index == record.winner)
+        _candidate(view, made, score, rubric, winner=made.index == record.winner)
         for made in view.candidates
-        if made.index in view.grades
+        if (score := score_of(view.grades.get(made.index, ()), rubric)) is not None
     ]
     best = next((e for e in entries if e["is_best"]), None)
     return {
@@ -66,7 +71,8 @@ def result_document(view: ImageView, image_dir: str) -> dict[str, Any]:
         "expected_score": record.expected_score,
         "stop_reason": record.stop_reason,
         "decision": record.decision,
-        "config": record.config,
+        "config": config,
+        "rubric": rubric,
         "ungraded_candidates": len(view.candidates) - len(entries),
         "failed_candidates": len(view.sample_failures),
         "timestamp": record.ended_at,
@@ -75,10 +81,11 @@ def result_document(view: ImageView, image_dir: str) -> dict[str, Any]:
 
 
 def _candidate(
-    view: ImageView, made: Candidate, grades: list[Grade], *, winner: bool
+    view: ImageView, made: Candidate, score: float, rubric: str, *, winner: bool
 ) -> dict[str, Any]:
     recipe = view.recipes.get(made.config)
     params = msgspec.structs.asdict(made.params)
+    grades = view.grades[made.index]
     return {
         "index": made.index,
         "prompt_key": made.prompt_key,
@@ -86,8 +93,8 @@ def _candidate(
         "params": {**params, "seed": made.seed},
         "content": made.content,
         "finish_reason": made.finish_reason,
-        "score": sum(g.score for g in grades) / len(grades),
-        "score_explanation": grades[0].explanation,
+        "score": score,
+        "score_explanation": next(g.explanation for g in grades if g.rubric == rubric),
         "is_best": winner,
         "generation_time": made.generation_time,
         "grading_time": sum(g.grading_time for g in grades),
@@ -99,6 +106,7 @@ def _candidate(
                 "number": g.number,
                 "score": g.score,
                 "explanation": g.explanation,
+                "rubric": g.rubric,
                 "grading_time": g.grading_time,
                 "model": g.model,
                 "endpoint": g.endpoint,

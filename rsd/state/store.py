@@ -35,6 +35,8 @@ BEGINS: Final = 5
 #: Seconds that a reader waits for a slot of a full table, and between two tries.
 TABLE_SECONDS: Final = 20.0
 TABLE_PAUSE: Final = 0.2
+#: Key of `meta`: how far a migration has come.
+MIGRATING: Final = b"migrating"
 #: All databases.
 NAMES: Final = (
     "meta",
@@ -152,16 +154,38 @@ class Store:
         return version
 
     def _migrate(self) -> None:
+        """Bring the state to today's format, piece by piece; goes on where a killed one ended."""
         version = self._check_schema()
+        with self.reading() as txn:
+            begun = txn.get("meta", MIGRATING)
+        if begun is None and version == SCHEMA:
+            return
+        if version:
+            log.info("the state is brought to format %d", SCHEMA)
+        version -= begun is not None  # the last format is not whole yet
         while version < SCHEMA:
             version += 1
+            after: bytes | None = begun or b""
+            begun = None
+            while after is not None:
+                after = self._migrate_piece(version, after)
 
-            def step(txn: Transaction, to: int = version) -> None:
-                MIGRATIONS[to](txn)
-                failpoint("store.migrating")
-                txn.put("meta", b"schema", str(to).encode())
+    def _migrate_piece(self, version: int, after: bytes) -> bytes | None:
+        done: bytes | None = None
 
-            self.write(step)
+        def piece(txn: Transaction) -> None:
+            nonlocal done
+            done = MIGRATIONS[version](txn, after)
+            # From the first piece on, a program that knows only the format before must refuse.
+            txn.put("meta", b"schema", str(version).encode())
+            if done is None:
+                txn.delete("meta", MIGRATING)
+            else:
+                txn.put("meta", MIGRATING, done)
+            failpoint("store.migrating")
+
+        self.write(piece)
+        return done
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Transaction]:
@@ -198,12 +222,19 @@ class Store:
                 size = self._env.info()["map_size"] * 2
                 log.warning("the state's map is full; it grows to %d MiB", size // 1024**2)
                 failpoint("store.growing")
-                self._env.set_mapsize(size)
+                self._grow(size)
             except lmdb.Error as e:
                 # A plain Error carries an errno of the system, EIO for one.
                 if isinstance(e, DISK_ERRORS) or type(e) is lmdb.Error:
                     raise StateRefused(_named(e)) from e
                 raise StateError(f"{self.path}: {_named(e)}") from e
+
+    def _grow(self, size: int) -> None:
+        try:
+            self._env.set_mapsize(size)
+        except (lmdb.Error, OSError, OverflowError) as e:
+            # No address space, or a disk that refuses the larger file; both may pass.
+            raise StateRefused(f"its map cannot grow to {size // 1024**2} MiB: {e}") from e
 
     def reader_check(self) -> int:
         """Free the slots of readers that died; without it the file would grow."""

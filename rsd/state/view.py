@@ -40,6 +40,9 @@ class ImageView:
     grade_failures: dict[tuple[int, int], FailureRecord] = field(default_factory=dict)
     steps: list[StepChosen] = field(default_factory=list)
     recipes: dict[str, Recipe] = field(default_factory=dict)
+    rubric: str = (
+        ""  #: whose grades count: that of its decision, or of the recipe it is worked on by
+    )
     #: Other contents that its path has held, by version.
     versions: list[ImageRecord] = field(default_factory=list)
     #: Paths that hold the same bytes, the oldest first, DUPLICATES_MAX at most.
@@ -75,11 +78,37 @@ def view(txn: Transaction, record: ImageRecord) -> ImageView:
         found.steps.append(decode(StepChosen, value))
     found.versions = _versions(txn, record)
     found.duplicates = _duplicates(txn, record)
-    for fingerprint in {record.config, *(c.config for c in found.candidates)} - {""}:
+    configs = {record.config, record.decided_config, *(c.config for c in found.candidates)}
+    for fingerprint in configs - {""}:
         recipe = recipe_of(txn, fingerprint)
         if recipe is not None:
             found.recipes[fingerprint] = recipe
+    found.rubric = _rubric(found, config_in_force(record))
+    if any(not g.rubric for grades in found.grades.values() for g in grades):
+        _name_rubrics(found)
     return found
+
+
+def _name_rubrics(found: ImageView) -> None:
+    """A reader may come before the migration from format 1, which names the rubric of grades."""
+    rubrics = {c.index: _rubric(found, c.config) for c in found.candidates}
+    for index, grades in found.grades.items():
+        found.grades[index] = [
+            g if g.rubric else msgspec.structs.replace(g, rubric=rubrics.get(index, ""))
+            for g in grades
+        ]
+
+
+def _rubric(found: ImageView, config: str) -> str:
+    recipe = found.recipes.get(config)
+    return recipe.rubric if recipe is not None else ""
+
+
+def config_in_force(record: ImageRecord) -> str:
+    """The recipe by which the scores of an image are to be read: that of its decision, unless it is
+    being worked on again.
+    """
+    return record.config if record.status == ACTIVE else record.decided_config or record.config
 
 
 def _versions(txn: Transaction, record: ImageRecord) -> list[ImageRecord]:
@@ -143,25 +172,31 @@ def active_images(txn: Transaction) -> list[ImageId]:
 
 
 def backlog_page(txn: Transaction, after: int, count: int) -> list[QueuedImage]:
-    """Queued images above a queue number."""
+    """Queued images above a queue number; fewer than `count` only at the end."""
     page: list[QueuedImage] = []
-    for row, image in txn.scan("backlog", start=key64(after + 1), limit=count):
-        record = image_record(txn, image.hex())
-        if record is None:
-            continue
-        page.append(
-            QueuedImage(
-                queue_seq=int.from_bytes(row, "big"),
-                image=record.image,
-                path=record.path,
-                version=record.version,
-                status=record.status,
-                sha256=record.sha256,
-                crashes=record.crashes,
-                started=bool(record.starts),
-            )
-        )
+    while len(page) < count:
+        rows = txn.scan("backlog", start=key64(after + 1), limit=count - len(page))
+        for row, image in rows:
+            after = int.from_bytes(row, "big")
+            record = image_record(txn, image.hex())
+            if record is not None:
+                page.append(_queued(record, after))
+        if not rows:
+            break
     return page
+
+
+def _queued(record: ImageRecord, queue_seq: int) -> QueuedImage:
+    return QueuedImage(
+        queue_seq=queue_seq,
+        image=record.image,
+        path=record.path,
+        version=record.version,
+        status=record.status,
+        sha256=record.sha256,
+        crashes=record.crashes,
+        started=bool(record.starts),
+    )
 
 
 def content_found(txn: Transaction, query: int, sha256: str, image: ImageId) -> ContentFound:

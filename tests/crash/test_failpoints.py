@@ -150,12 +150,12 @@ import sys
 from pathlib import Path
 from rsd.state import store
 
-def second(txn):
+def next_format(txn, after):
     for row, value in txn.scan("images"):
         txn.put("images", row, value.replace(b'"reason":""', b'"reason":"moved"'))
 
-store.SCHEMA = 2
-store.MIGRATIONS[2] = second
+store.SCHEMA += 1
+store.MIGRATIONS[store.SCHEMA] = next_format
 store.Store(Path(sys.argv[1])).close()
 """
 

@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-import logging
-import random
-import signal
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import lmdb
 import msgspec
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from rsd.errors import StateError
 from rsd.protocol import facts as f
-from rsd.protocol.vocabulary import FileStat, RequestDialect, SummaryConfig, image_id
+from rsd.protocol.vocabulary import FIRST_QUEUE, FileStat, RequestDialect, SummaryConfig, image_id
 from rsd.protocol.writer_talk import Open
-from rsd.state import store as store_module
 from rsd.state import view
 from rsd.state.records import (
     ACTIVE,
-    CLASSES,
     DUPLICATE,
     FAILED,
     HIGH,
@@ -35,25 +23,21 @@ from rsd.state.records import (
     WITHDRAWN,
     OutboxRecord,
 )
-from rsd.state.store import StateRefused, Store
+from rsd.state.store import Store
 from rsd.state.transaction import Transaction, decode
 from rsd.writer.apply import Application
 from rsd.writer.publish import Publisher
-from tests.disks import fill_up, small_disk
 from tests.histories import (
     ERROR,
     PATHS,
     RECIPE,
     Teller,
     candidate,
-    dump,
     grade,
     info_of,
-    recount,
     sha,
-    tell,
 )
-from tests.support import HOME
+from tests.recount import recount
 
 A, B, C, D = PATHS
 #: Where hypothesis makes its many stores: in memory if there is such a place.
@@ -82,114 +66,6 @@ def work_off(hub: Teller, *, score: float = 90.0) -> None:
         hub.say(f.CandidateMade(image=record.image, candidate=candidate(first)))
         hub.say(f.CandidateGraded(image=record.image, grade=grade(first, score)))
         hub.settle(record)
-
-
-OPERATIONS = (
-    *("enrol", "enrol", "touch", "gone", "take", "take", "take"),
-    *("work", "work", "work", "end", "crash", "retry", "restart", "spend"),
-)
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    st.lists(st.tuples(st.sampled_from(OPERATIONS), st.integers(0, 999)), min_size=20, max_size=80),
-    st.integers(0, 10),
-    st.randoms(use_true_random=False),
-)
-def test_any_history_is_counted_exactly_and_said_again_changes_nothing(
-    history: list[tuple[str, int]], again: int, chance: random.Random
-) -> None:
-    with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
-        one, other = Store(Path(folder) / "one"), Store(Path(folder) / "other")
-        hub = Teller(one)
-        for name, n in history:
-            hub.operations[name](n)
-            recount(one)
-        before = dump(one)
-        if resent := hub.said[-again:] if again else []:
-            tell(one, resent, hub.life)  # the writer died before it could acknowledge
-        assert dump(one) == before
-        told = list(hub.told)
-        while told:  # grouped in any way, with each group said twice
-            group = [told.pop(0)]
-            while told and told[0][0] == group[0][0] and chance.random() < 0.7:
-                group.append(told.pop(0))
-            for _ in range(2):
-                tell(other, [numbered for _, numbered in group], group[0][0])
-        assert dump(other) == before
-        hub.settle_all()
-        recount(one)
-        one.close()
-        other.close()
-
-
-IDS = st.sampled_from([image_id(p, v) for p in PATHS[:2] for v in range(2)])
-TIMES = st.just(1.0)
-ANY_FACT = st.one_of(
-    st.builds(
-        f.ImageEnrolled,
-        path=st.sampled_from(PATHS[:2]),
-        size=st.integers(0, 2),
-        mtime_ns=st.just(0),
-        time=TIMES,
-    ),
-    st.builds(f.ImageGone, path=st.sampled_from(PATHS[:2]), time=TIMES),
-    st.builds(f.ImageChecked, image=IDS, queue_seq=st.integers(0, 4)),
-    st.builds(
-        f.ImageStarted,
-        image=IDS,
-        queued_as=IDS,
-        queue_seq=st.integers(0, 4),
-        path=st.sampled_from(PATHS[:2]),
-        version=st.integers(0, 1),
-        info=st.sampled_from([info_of("cat"), info_of("dog")]),
-        config=st.just("c"),
-        time=TIMES,
-    ),
-    st.builds(
-        f.ImageSetAside,
-        image=IDS,
-        status=st.sampled_from([FAILED, DUPLICATE, WITHDRAWN]),
-        reason=st.just("why"),
-        sha256=st.sampled_from([sha("cat"), sha("dog")]),
-        queue_seq=st.none() | st.integers(0, 4),
-        queued_as=IDS | st.just(""),
-        path=st.sampled_from(PATHS[:2]),
-        version=st.integers(0, 1),
-        time=TIMES,
-    ),
-    st.builds(
-        f.ImageDecided,
-        image=IDS,
-        decision=st.integers(0, 2),
-        winner=st.just(0),
-        score=st.floats(0, 100),
-        expected_score=st.just(0.0),
-        quality=st.sampled_from(["high", "low"]),
-        reason=st.just(""),
-        time=TIMES,
-    ),
-    st.builds(f.ImageRetried, image=IDS, fresh=st.booleans(), time=TIMES),
-    st.builds(f.DecodeCrashed, image=IDS),
-    st.builds(f.CandidateMade, image=IDS, candidate=st.just(candidate(0))),
-    st.builds(f.CandidateGraded, image=IDS, grade=st.just(grade(0, 50.0))),
-)
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(ANY_FACT, max_size=40))
-def test_seen_is_the_sum_of_its_classes_whatever_is_said(facts: list[f.Fact]) -> None:
-    with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
-        store = Store(Path(folder) / "lmdb")
-        for seq, fact in enumerate(facts, 1):
-            tell(store, [f.Numbered(seq=seq, fact=fact)], "life")
-            with store.reading() as txn:
-                stats = txn.stats()
-                assert stats.seen == sum(getattr(stats, name) for name in CLASSES)
-                assert stats.seen == txn.entries("paths")
-                assert all(getattr(stats, name) >= 0 for name in CLASSES)
-                assert stats.active == txn.entries("active")
-        store.close()
 
 
 # -------------------------------------------------------------------------- the life of an image
@@ -360,8 +236,9 @@ def test_a_retry_during_a_check_is_not_lost(hub: Teller) -> None:
     hub.retry(0)
     hub.prepare(checking)  # the hub still thinks of it as a mere check
     with hub.store.reading() as txn:
-        (again,) = view.backlog_page(txn, checking.queue_seq, 8)
+        (again,) = view.backlog_page(txn, 0, 8)
     assert again.status == QUEUED
+    assert again.queue_seq < FIRST_QUEUE < checking.queue_seq, "a person named it"
     hub.prepare(again)
     assert hub.record(A).status == ACTIVE
 
@@ -446,9 +323,9 @@ def test_questions_of_the_watcher(hub: Teller) -> None:
         newer = tuple(FileStat(path=p, size=1, mtime_ns=7) for p in (A, b"new.png"))
         assert view.changed_files(txn, newer) == newer
         first = view.pending_paths(txn, 0, 1)
-        assert first == ((0, A), (2, B))
-        assert view.pending_paths(txn, 2, 8) == ((3, C),)
-        assert view.pending_paths(txn, 3, 8) == ()
+        assert first == ((0, A), (FIRST_QUEUE + 2, B))
+        assert view.pending_paths(txn, FIRST_QUEUE + 2, 8) == ((FIRST_QUEUE + 3, C),)
+        assert view.pending_paths(txn, FIRST_QUEUE + 3, 8) == ()
         assert view.content_owner(txn, sha("cat")) == image_id(A, 0)
         assert view.content_owner(txn, sha("owl")) is None
         assert [q.path for q in view.backlog_page(txn, 1, 1)] == [B]
@@ -496,171 +373,6 @@ def _forget(txn: Transaction, candidate_key: bytes, row: bytes) -> None:
     txn.put("stats", b"all", stats)
     for name, _ in txn.scan("tallies"):
         txn.delete("tallies", name)
-
-
-# ------------------------------------------------------------------------------------ environment
-
-
-def test_what_is_stored_is_there_after_reopening(tmp_path: Path) -> None:
-    store = Store(tmp_path / "lmdb")
-    hub = Teller(store)
-    hub.put(A, "cat")
-    before = dump(store)
-    store.close()
-    for readonly in (True, False):
-        again = Store(tmp_path / "lmdb", readonly=readonly)
-        assert dump(again) == before
-        again.close()
-
-
-def test_an_aborted_transaction_leaves_nothing(store: Store) -> None:
-    before = dump(store)
-
-    def work(txn: Transaction) -> None:
-        txn.put("meta", b"half", b"1")
-        raise RuntimeError("in the middle")
-
-    with pytest.raises(RuntimeError):
-        store.write(work)
-    assert dump(store) == before
-
-
-def test_a_newer_format_is_refused(tmp_path: Path) -> None:
-    store = Store(tmp_path / "lmdb")
-    store.write(lambda txn: txn.put("meta", b"schema", b"99"))
-    store.close()
-    for readonly in (False, True):
-        with pytest.raises(StateError, match="newer rsd"):
-            Store(tmp_path / "lmdb", readonly=readonly)
-
-
-def test_no_state_garbage_and_foreign_data_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(StateError, match="no state"):
-        Store(tmp_path / "none", readonly=True)
-    assert not (tmp_path / "none").exists()
-    (tmp_path / "garbage").mkdir()
-    (tmp_path / "garbage/data.mdb").write_bytes(b"not a database" * 1000)
-    with pytest.raises(StateError, match="LMDB"):
-        Store(tmp_path / "garbage")
-    with lmdb.open(str(tmp_path / "foreign"), max_dbs=2) as env:
-        env.open_db(b"theirs")
-    for readonly in (False, True):
-        with pytest.raises(StateError):
-            Store(tmp_path / "foreign", readonly=readonly)
-    with lmdb.open(str(tmp_path / "foreign"), max_dbs=2) as env, env.begin() as txn:
-        assert [k for k, _ in txn.cursor()] == [b"theirs"], "left alone"
-
-
-def test_a_damaged_value_is_a_state_error(store: Store) -> None:
-    store.write(lambda txn: txn.put("stats", b"all", b"{"))
-    with store.reading() as txn, pytest.raises(StateError, match="unreadable"):
-        txn.stats()
-
-
-@pytest.mark.parametrize("kind", sorted(store_module.NETWORK))
-def test_network_file_systems_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
-    monkeypatch.setattr(store_module, "filesystem_type", lambda _: kind)
-    with pytest.raises(StateError, match=kind):
-        Store(tmp_path / "lmdb")
-
-
-def test_doubtful_file_systems_warn(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(store_module, "filesystem_type", lambda _: "9p")
-    with caplog.at_level(logging.WARNING):
-        Store(tmp_path / "lmdb").close()
-    assert "9p" in caplog.text
-
-
-def fill(store: Store, count: int, size: int) -> None:
-    def work(txn: Transaction) -> None:
-        for n in range(count):
-            txn.put("meta", b"fill%d" % n, b"z" * size)
-
-    store.write(work)
-
-
-def reader(path: Path, then: str) -> subprocess.Popen[str]:
-    """A process that has opened the store for reading; it does `then` when told to."""
-    code = (
-        "import sys\nfrom pathlib import Path\nfrom rsd.state.store import Store\n"
-        f"store = Store(Path({str(path)!r}), readonly=True)\n"
-        "print('open', flush=True)\n"
-        "sys.stdin.readline()\n" + then
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=HOME,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "open\n"
-    return process
-
-
-def test_a_full_map_grows_and_a_reader_follows(tmp_path: Path) -> None:
-    store = Store(tmp_path / "lmdb", map_size=1 << 20)
-    count = "with store.reading() as txn: print(txn.entries('meta'))\n"
-    with reader(tmp_path / "lmdb", count) as other:
-        fill(store, 200, 50_000)
-        out, _ = other.communicate("go\n", timeout=60)
-    assert other.returncode == 0
-    with store.reading() as txn:
-        assert int(out) == txn.entries("meta") >= 200
-    store.close()
-
-
-def test_the_slots_of_dead_readers_are_freed(store: Store) -> None:
-    hold = "import time\nwith store.reading():\n print('in', flush=True)\n time.sleep(600)\n"
-    with reader(store.path, hold) as other:
-        assert other.stdin is not None
-        assert other.stdout is not None
-        other.stdin.write("go\n")
-        other.stdin.flush()
-        assert other.stdout.readline() == "in\n"
-        assert store.reader_check() == 0, "it lives"
-        other.send_signal(signal.SIGKILL)
-        other.wait()
-        assert store.reader_check() == 1
-
-
-def test_a_writer_killed_in_a_transaction_leaves_nothing_half_written(tmp_path: Path) -> None:
-    store = Store(tmp_path / "lmdb")
-    before = dump(store)
-    store.close()
-    code = (
-        "import os, signal\nfrom pathlib import Path\nfrom rsd.state.store import Store\n"
-        "def work(txn):\n for n in range(500): txn.put('meta', b'half%d' % n, b'z' * 4000)\n"
-        " os.kill(os.getpid(), signal.SIGKILL)\n"
-        f"Store(Path({str(tmp_path / 'lmdb')!r})).write(work)\n"
-    )
-    died = subprocess.run([sys.executable, "-c", code], cwd=HOME, check=False)
-    assert died.returncode == -signal.SIGKILL
-    store = Store(tmp_path / "lmdb")
-    assert dump(store) == before
-    fill(store, 1, 10)
-    store.close()
-
-
-def test_a_full_disk_is_an_os_error_and_nothing_changes(tmp_path: Path) -> None:
-    with small_disk(tmp_path / "disk", "4m") as disk:
-        store = Store(disk / "lmdb")
-        hub = Teller(store)
-        hub.put(A, "cat")
-        before = dump(store)
-        ballast = disk / "ballast"
-        fill_up(ballast)
-        with pytest.raises(StateRefused):
-            fill(store, 50, 4000)
-        assert dump(store) == before
-        ballast.unlink()
-        fill(store, 50, 4000)
-        store.close()
 
 
 def test_facts_of_an_older_life_do_not_hide_those_of_a_new_one(store: Store) -> None:

@@ -20,7 +20,7 @@ import pytest
 from rsd.names import result_name
 from rsd.protocol import facts as f
 from rsd.protocol.tasks import LogLine
-from rsd.protocol.vocabulary import FileStat, SummaryConfig, image_id
+from rsd.protocol.vocabulary import FIRST_QUEUE, FileStat, SummaryConfig, image_id
 from rsd.protocol.writer_talk import (
     BacklogPage,
     Close,
@@ -48,7 +48,17 @@ from rsd.system.files import TEMPORARY, InstanceLock, holding
 from rsd.system.queues import WorkQueue
 from rsd.writer import writer
 from tests.disks import fill_up, small_disk
-from tests.histories import PATHS, RECIPE, Teller, candidate, dump, grade, info_of, recount, sha
+from tests.histories import (
+    PATHS,
+    RECIPE,
+    Teller,
+    candidate,
+    dump,
+    grade,
+    info_of,
+    sha,
+)
+from tests.recount import recount
 
 A, B, C, D = PATHS
 PATIENCE = 60.0
@@ -209,7 +219,7 @@ def decided(path: bytes, content: str, score: float, seq: int = 1) -> list[f.Num
         f.ImageStarted(
             image=image,
             queued_as=image,
-            queue_seq=1,
+            queue_seq=FIRST_QUEUE + 1,
             path=path,
             version=0,
             info=info_of(content),
@@ -393,7 +403,7 @@ def test_questions_are_answered_in_their_order_after_the_facts_before_them(hub: 
     )
     assert hub.wait(ImagesFound) == ImagesFound(query=2, images=(mine,))
     assert [q.path for q in hub.wait(BacklogPage, lambda p: p.query == 3).images] == [B]
-    assert hub.wait(PendingListed) == PendingListed(query=4, paths=((2, B),))
+    assert hub.wait(PendingListed) == PendingListed(query=4, paths=((FIRST_QUEUE + 2, B),))
     assert hub.wait(PathsCompared) == PathsCompared(query=5, changed=(other,))
     hub.close()
 

@@ -97,7 +97,7 @@ class Hub:
             assert found is not None, "an active image whose recipe is not stored"
             self.think(found)
         self.writer_client.opened(stats)
-        self.think(events.Started(backlog_high=stats.backlog_high, dialects=dialects))
+        self.think(events.Started(stats=stats, dialects=dialects))
         self.think(events.ScanDone(only=None))
 
     def think(self, event: events.Event) -> None:

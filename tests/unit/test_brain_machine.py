@@ -56,7 +56,8 @@ from rsd.state.records import (
 )
 from rsd.state.store import Store
 from rsd.state.transaction import Transaction
-from tests.histories import dump, info_of, recount, sha
+from tests.histories import dump, info_of, sha
+from tests.recount import recount
 from tests.unit.machine import CONTENTS, LASTING, PASSING, PATHS, RECIPES, Hub
 from tests.unit.world import answer, score
 

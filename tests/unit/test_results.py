@@ -19,8 +19,8 @@ from rsd.state.results import (
     shown_path,
     summary_document,
 )
+from rsd.state.tallies import KEY_BYTES, bucket, levels, row_key
 from rsd.state.view import ImageView
-from rsd.writer.tallies import KEY_BYTES, bucket, levels, row_key
 from tests.histories import ERROR, RECIPE, candidate, grade, info_of
 
 CONFIG = SummaryConfig(

@@ -327,7 +327,7 @@ class World:
         self.hire(Role(worker.partition("-")[0]))
 
     def open(self, paths: list[bytes]) -> None:
-        self.think(events.Started(backlog_high=len(self.store.queue), dialects=()))
+        self.think(events.Started(stats=Stats(backlog_high=len(self.store.queue)), dialects=()))
         for _ in range(2):
             self.hire(Role.GENERATE)
             self.hire(Role.GRADE)

@@ -116,12 +116,13 @@ class Brain:
                 self._stored.add(recipe.fingerprint)
                 if history.image not in self.rounds.images:  # a writer died meanwhile
                     self.rounds.activate(ActiveImage.from_history(history, recipe))
-            case Started(backlog_high=high, dialects=dialects):
-                self.started, self.intake.backlog_high = True, high
+            case Started(stats=stats, dialects=dialects):
+                self.started = True
+                self.intake.opened(stats.backlog_high, stats.priority_high)
                 self.dispatch.endpoints.restore(dialects)
             case Committed(seq=seq, stats=stats):
                 self.turn.acknowledge(seq)
-                self.intake.backlog_high = max(self.intake.backlog_high, stats.backlog_high)
+                self.intake.grown(stats.backlog_high, stats.priority_high)
                 self.rounds.durable(seq)
             case BacklogPage():
                 self.intake.page(event)

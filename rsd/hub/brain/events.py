@@ -18,7 +18,7 @@ from rsd.protocol.tasks import (
     Probed,
     SamplingProbed,
 )
-from rsd.protocol.vocabulary import ImageId, Rates, Recipe, Role
+from rsd.protocol.vocabulary import ImageId, Rates, Recipe, Role, Stats
 from rsd.protocol.writer_talk import BacklogPage, Committed, ContentFound, Query, Recovered
 
 # ------------------------------------------------------------------------------------------ events
@@ -128,7 +128,7 @@ class RetryAsked:
 class Started:
     """The writer is open; what it remembered came as `Recovered` before."""
 
-    backlog_high: int
+    stats: Stats
     dialects: tuple[DialectLearned, ...]
 
 

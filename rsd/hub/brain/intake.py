@@ -16,6 +16,7 @@ from rsd.hub.brain.turn import Turn
 from rsd.protocol.facts import DecodeCrashed, ImageChecked, ImageSetAside
 from rsd.protocol.tasks import Prepare
 from rsd.protocol.vocabulary import (
+    FIRST_QUEUE,
     CallError,
     ImageId,
     ImageInfo,
@@ -62,7 +63,10 @@ class Intake:
         self.backlog_high = 0
         self.folder_away = False  #: files that are not found are not gone
         self.only: frozenset[bytes] | None = None
-        self._asking: tuple[int, int] | None = None  # (query, highest number when asked)
+        self.priority_high = 0  #: of the lane that goes before the backlog
+        self._priority_cursor = self._priority_from = 0
+        # (query, highest number when asked, whether of the lane that goes first)
+        self._asking: tuple[int, int, bool] | None = None
         self._claims: dict[str, list[tuple[QueuedImage, ImageInfo]]] = {}
         self._crashes: dict[ImageId, int] = {}
 
@@ -75,7 +79,18 @@ class Intake:
             or self.preparing
             or self._claims
             or self.cursor < self.backlog_high
+            or self._priority_cursor < self.priority_high
         )
+
+    def opened(self, backlog_high: int, priority_high: int) -> None:
+        """The store is open; the first page begins with what lies in the lane that goes first."""
+        self.backlog_high = backlog_high
+        self.priority_high = self._priority_cursor = self._priority_from = priority_high
+
+    def grown(self, backlog_high: int, priority_high: int) -> None:
+        """Images were queued."""
+        self.backlog_high = max(self.backlog_high, backlog_high)
+        self.priority_high = max(self.priority_high, priority_high)
 
     @property
     def busy(self) -> int:
@@ -107,19 +122,40 @@ class Intake:
             self._crashes[queued.image] = queued.crashes
             self.dispatch.queue.add(work)
             planned += requests_per_image
-        if most and not self.window and self._asking is None and self.cursor < self.backlog_high:
-            self._asking = (self.turn.query(), self.backlog_high)
-            query = ReadBacklog(query=self._asking[0], after=self.cursor, count=WINDOW)
-            self.turn.out.append(Ask(query=query))
+        if most:
+            self._ask_for_more()
+
+    def _ask_for_more(self) -> None:
+        if self._asking is not None:
+            return
+        named = bool(self.window) and self.window[0].queue_seq < FIRST_QUEUE
+        first = self._priority_cursor < self.priority_high and not named
+        if not first and (self.window or self.cursor >= self.backlog_high):
+            return
+        high = self.priority_high if first else self.backlog_high
+        after = self._priority_cursor if first else self.cursor
+        self._asking = (self.turn.query(), high, first)
+        query = ReadBacklog(query=self._asking[0], after=after, count=WINDOW)
+        self.turn.out.append(Ask(query=query))
 
     def page(self, page: BacklogPage) -> None:
         """The next queued images came from disk."""
         if self._asking is None or self._asking[0] != page.query:
             return
-        self.window.extend(q for q in page.images if q.image not in self.preparing)
-        last = page.images[-1].queue_seq if page.images else 0
-        self.cursor = last if len(page.images) >= WINDOW else max(last, self._asking[1])
+        _, high, first = self._asking
         self._asking = None
+        if first:
+            named = [q for q in page.images if q.queue_seq < FIRST_QUEUE]
+            self._priority_cursor = named[-1].queue_seq if len(named) >= WINDOW else high
+            self.window.extendleft(q for q in reversed(named) if q.image not in self.preparing)
+            return
+        # What came into the lane that goes first since the start has a cursor of its own.
+        lane = range(self._priority_from + 1, self.priority_high + 1)
+        self.window.extend(
+            q for q in page.images if q.image not in self.preparing and q.queue_seq not in lane
+        )
+        last = page.images[-1].queue_seq if page.images else 0
+        self.cursor = last if len(page.images) >= WINDOW else max(last, high)
 
     def task(self, work: Work) -> Prepare | None:
         """What a worker is lent; None when the image was withdrawn meanwhile."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from rsd.protocol.vocabulary import Candidate
+from collections.abc import Iterable
+from statistics import fmean
+
+from rsd.protocol.vocabulary import Candidate, Grade
 from rsd.state.records import Tally
 from rsd.state.transaction import Transaction
 
@@ -31,15 +34,18 @@ class Tallies:
         for name in levels(made):
             self._row(name).generated += 1
 
-    def graded(self, made: Candidate, before: float | None, after: float) -> None:
-        """A grade changed a candidate's score from `before` (None: it had no grade yet)."""
+    def scored(self, made: Candidate, before: float | None, after: float | None) -> None:
+        """A candidate's score changes from `before` to `after`; None is no score."""
         for name in levels(made):
             row = self._row(name)
-            row.graded += before is None
-            row.score_sum += after - (before or 0.0)
+            row.graded += (after is not None) - (before is not None)
+            row.score_sum += (after or 0.0) - (before or 0.0)
+            if not row.graded:
+                row.score_sum = 0.0  # what rounding left
         if before is not None:
             self._row(bucket("score", before)).count -= 1
-        self._row(bucket("score", after)).count += 1
+        if after is not None:
+            self._row(bucket("score", after)).count += 1
 
     def won(self, made: Candidate, score: float, *, accepted: bool, by: int = 1) -> None:
         """A candidate is filed as the best of its image, or (`by=-1`) is so no longer."""
@@ -60,6 +66,12 @@ class Tallies:
                 self._txn.delete("tallies", row_key(name))
             else:
                 self._txn.put("tallies", row_key(name), row)
+
+
+def score_of(grades: Iterable[Grade], rubric: str) -> float | None:
+    """A candidate's score: the mean of its grades of one rubric; None when it has none."""
+    scores = [g.score for g in grades if g.rubric == rubric]
+    return fmean(scores) if scores else None
 
 
 def row_key(name: str) -> bytes:

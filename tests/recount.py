@@ -1,0 +1,131 @@
+"""Every counter of a store against what it counts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from statistics import fmean
+
+import msgspec
+import pytest
+
+from rsd.protocol.vocabulary import Candidate, Grade, Recipe, Role
+from rsd.state.records import (
+    ACTIVE,
+    CLASSES,
+    FAILED,
+    HIGH,
+    LOW,
+    QUEUED,
+    REPLACED,
+    FailureRecord,
+    ImageRecord,
+    PathRecord,
+    Tally,
+    key,
+    key64,
+)
+from rsd.state.store import Store
+from rsd.state.transaction import class_key, decode
+
+
+def recount(store: Store) -> None:
+    """Every counter, index and tally equals what it stands for."""
+    with store.reading() as txn:
+        stats = txn.stats()
+        images = {k.hex(): decode(ImageRecord, v) for k, v in txn.scan("images")}
+        paths = [decode(PathRecord, v) for _, v in txn.scan("paths")]
+        backlog = {k: v.hex() for k, v in txn.scan("backlog")}
+        active = {k.hex() for k, _ in txn.scan("active")}
+        contents = {k.hex(): v.hex() for k, v in txn.scan("contents")}
+        classes = {k for k, _ in txn.scan("classes")}
+        tallies = {k.decode(): decode(Tally, v) for k, v in txn.scan("tallies")}
+        candidates = {k: decode(Candidate, v) for k, v in txn.scan("candidates")}
+        grades: dict[bytes, list[Grade]] = {}
+        for k, v in txn.scan("grades"):
+            grades.setdefault(k[:20], []).append(decode(Grade, v))
+        failures = [
+            [decode(FailureRecord, v) for _, v in txn.scan(name)]
+            for name in ("sample_failures", "grade_failures")
+        ]
+        outbox = txn.entries("outbox")
+        recipes = {k.decode(): decode(Recipe, v) for k, v in txn.scan("configs")}
+    assert stats.seen == sum(getattr(stats, name) for name in CLASSES) == len(paths)
+    by_class = Counter(r.status for r in images.values())
+    assert {n: getattr(stats, n) for n in CLASSES} == {n: by_class[n] for n in CLASSES}
+    assert stats.outbox == outbox
+    current = {p.image for p in paths}
+    assert {i for i, r in images.items() if r.status != REPLACED} == current
+    rows = {key64(r.queue_seq): i for i, r in images.items() if r.queue_seq}
+    assert rows == backlog
+    assert {i for i, r in images.items() if r.status == QUEUED} <= set(backlog.values())
+    assert active == {i for i, r in images.items() if r.status == ACTIVE}
+    assert active.isdisjoint(backlog.values())
+    assert classes == {
+        class_key(r.status, i) for i, r in images.items() if r.status in (FAILED, LOW, HIGH)
+    }
+    for content, owner in contents.items():
+        assert images[owner].sha256 == content
+        assert images[owner].status in (QUEUED, ACTIVE, HIGH, LOW)
+    for i, record in images.items():
+        if record.status in (HIGH, LOW, FAILED):
+            assert record.filed == record.status
+        if record.status in (ACTIVE, HIGH, LOW):
+            assert contents[record.sha256] == i
+    assert stats.generated == len(candidates)
+    rubrics = {key(i): recipes[r.config].rubric for i, r in images.items() if r.config}
+    scores = {}
+    for k, given in grades.items():
+        counted = [g.score for g in given if g.rubric == rubrics[k[:16]]]
+        if counted:
+            scores[k] = fmean(counted)
+    assert stats.graded == len(scores)
+    assert stats.grades == sum(len(g) for g in grades.values())
+    assert stats.generation_time == pytest.approx(0.5 * stats.generated)
+    assert stats.grading_time == pytest.approx(0.25 * stats.grades)
+    unused = {name: t.count for name, t in tallies.items() if name.startswith("unused:")}
+    lost = {r: sum(c for n, c in unused.items() if n.split(":")[1] == r) for r in Role}
+    assert stats.unused_calls == sum(lost.values())
+    kept = [c.usage for c in candidates.values()] + [g.usage for of in grades.values() for g in of]
+    paid = stats.generator_input_tokens + stats.grader_input_tokens
+    assert paid == sum(u.input_tokens for u in kept) + stats.unused_input_tokens
+    paid = stats.generator_output_tokens + stats.grader_output_tokens
+    assert paid == sum(u.output_tokens for u in kept) + stats.unused_output_tokens
+    assert [stats.sample_failures, stats.grading_failures] == [len(rows) for rows in failures]
+    won = {
+        key(i) + (r.winner or 0).to_bytes(4, "big"): r
+        for i, r in images.items()
+        if r.filed in (HIGH, LOW)
+    }
+    expected: dict[str, Tally] = {}
+
+    def row(name: str) -> Tally:
+        return expected.setdefault(name, Tally())
+
+    for k, made in candidates.items():
+        for name in (
+            f"prompt:{made.prompt_key}",
+            f"temperature:{made.params.temperature:g}",
+            "top_p:0.9",
+            "top_k:40",
+        ):
+            row(name).generated += 1
+            if k in scores:
+                row(name).graded += 1
+                row(name).score_sum += scores[k]
+            if k in won:
+                row(name).wins += 1
+                row(name).accepted += won[k].filed == HIGH
+        if k in scores:
+            row(f"score:{min(95, int(scores[k] // 5) * 5)}").count += 1
+        if k in won:
+            row(f"best:{min(95, int((won[k].score or 0) // 5) * 5)}").count += 1
+    for record in images.values():
+        if record.status == FAILED:
+            row(f"failed:{record.reason}").count += 1
+    for kind, found in zip(("sample_failure", "grading_failure"), failures, strict=True):
+        for failure in found:
+            row(f"{kind}:{failure.error.reason}").count += 1
+    assert set(tallies) == {*expected, *unused}
+    for name, tally in expected.items():
+        found_tally = msgspec.structs.asdict(tallies[name])
+        assert found_tally == pytest.approx(msgspec.structs.asdict(tally)), name
