@@ -76,7 +76,12 @@ def test_undirected_edges_have_no_order() -> None:
     assert edge_f1("B --> A", Graph(("A", "B"), (Edge("A", "B"),))) == 0.0
 
 
-labels = st.text(min_size=1, max_size=12).map(plain_label).filter(lambda t: edges_of(f"{t} --> x"))
+#: A bar at the end of a line is a table's border to whoever reads it back.
+labels = (
+    st.text(min_size=1, max_size=12)
+    .map(plain_label)
+    .filter(lambda t: "|" not in t and edges_of(f"{t} --> x"))
+)
 
 
 @given(
