@@ -6,7 +6,7 @@ import enum
 
 
 class ErrorClass(enum.StrEnum):
-    """The one vocabulary of failure; assigned in `endpoint.py` and `images.py`, nowhere else."""
+    """The one vocabulary of failure. A class is assigned where the error arises, nowhere else."""
 
     #: 429, or 503 busy: that endpoint's limit shrinks once, the item waits, no attempt is counted.
     RATE_LIMITED = "rate_limited"
@@ -16,7 +16,7 @@ class ErrorClass(enum.StrEnum):
     TRANSIENT = "transient"
     #: Wrong key, model, path or server: the endpoint is paused; no work is consumed.
     MISCONFIGURED = "misconfigured"
-    #: A 400 that names a parameter: the request profile is adapted once, the item goes again.
+    #: A 400 that names a parameter: the request dialect is adapted once, the item goes again.
     UNSUPPORTED = "unsupported"
     #: Context length, 413, image too large: once smaller, then the item fails.
     TOO_BIG = "too_big"

@@ -174,6 +174,57 @@ def test_decisions_are_numbered_without_a_gap() -> None:
         assert text.startswith(f"# {name[:4]} ") and "**Decided.**" in text
 
 
+#: Pages that the tests write are not wrapped by hand.
+WRITTEN = HOME / "docs/reliability.md"
+PAGES = sorted([*HOME.glob("*.md"), *(HOME / "docs").rglob("*.md")])
+SOURCES = [path.as_posix() for path in ours() if path.suffix == ".py"]
+#: A file of Python, by its name or with folders before it; not the end of an absolute path.
+NAMED = re.compile(r"(?<![\w./<{*-])[\w-]+(?:/[\w-]+)*\.py\b")
+
+
+def missing(text: str) -> set[str]:
+    """Files of Python that a text names by the end of their path and that do not exist."""
+    names = NAMED.findall(text)
+    return {name for name in names if not any(s.endswith(f"/{name}") for s in SOURCES)}
+
+
+def prose(page: Path) -> list[str]:
+    """Lines of a page that are neither code nor of a table."""
+    found, fenced = [], False
+    for line in page.read_text("utf-8").splitlines():
+        fenced ^= line.startswith("```")
+        if not fenced and not line.startswith(("|", "    ")):
+            found.append(line)
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(HOME).as_posix())
+def test_pages_name_what_exists_in_lines_of_120(page: Path) -> None:
+    text = page.read_text("utf-8")
+    assert not missing(text)
+    links = re.findall(r"\]\((?!https?://)([^)#]+)", text)
+    assert not [link for link in links if not (page.parent / link).exists()]
+    if page != WRITTEN:
+        assert not [line for line in prose(page) if len(line) > 120]
+
+
+def test_sources_name_files_that_exist() -> None:
+    for path in sorted((HOME / "rsd").rglob("*.py")):
+        assert not missing(path.read_text("utf-8")), path
+    assert missing("`hub/crew.py` and `daemon.py`, not /opt/x/y.py") == {"hub/crew.py"}
+
+
+def test_every_named_bound_exists() -> None:
+    page = (HOME / "docs/internals.md").read_text("utf-8")
+    table = page.partition("\n## Bounds\n")[2].partition("\n## ")[0]
+    bounds = re.findall(r"`(\w+)\.([A-Z_]+)`", table)
+    assert len(bounds) > 40
+    for stem, name in bounds:
+        files = (HOME / "rsd").rglob(f"{stem}.py")
+        line = re.compile(rf"^(?:[A-Z_]+, )*{name}\b[^=]*= ", re.MULTILINE)
+        assert any(line.search(f.read_text("utf-8")) for f in files), f"{stem}.{name}"
+
+
 @pytest.mark.parametrize("word", FORBIDDEN)
 def test_nothing_of_one_machine_or_unfinished(word: str) -> None:
     files = ours()
