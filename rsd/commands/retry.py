@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import base64
 import time
 import uuid
 from pathlib import Path
@@ -15,14 +14,12 @@ from rsd.commands.isolated import isolated
 from rsd.commands.locate import find, image_dir_of
 from rsd.commands.status import needed_states
 from rsd.errors import StateError, UserError
-from rsd.protocol.facts import ImageRetried, Numbered
-from rsd.protocol.vocabulary import ImageId
-from rsd.state import view
+from rsd.protocol.user_requests import Retry, UserRequest, in_pieces
+from rsd.protocol.vocabulary import ImageStatus
 from rsd.state.records import FAILED, HIGH, LOW
-from rsd.state.store import StateRefused, Store
-from rsd.state.transaction import Transaction
-from rsd.system.files import InstanceLock, holding, refusal, write_atomically
-from rsd.writer.apply import Application
+from rsd.state.store import Store
+from rsd.system.files import InstanceLock, holding, write_atomically
+from rsd.writer.offline import apply_requests
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,84 +42,71 @@ def main(args: argparse.Namespace) -> int:
     state = states[0]
     settings = flags.settings_for_state(args)
     image_dir = image_dir_of(state, settings.image_dir if settings else "")
-    which = [name for name in ("failed", "low") if getattr(args, name)]
-    found = isolated(_wanted, state, image_dir, args.images, which)
-    wanted = msgspec.json.decode(found, type=list[Wanted])
-    if not wanted:
+    which = [ImageStatus.FAILED] * args.failed + [ImageStatus.LOW_QUALITY] * args.low
+    found = isolated(_meant, state, image_dir, args.images, which)
+    meant = msgspec.json.decode(found, type=Meant)
+    if not meant.images:
         print("nothing to retry")
         return 0
     with holding(InstanceLock(state / "instance.lock")) as taken:
         if taken:
-            isolated(_apply, state, found)
+            done = isolated(_apply, state, found)
+            print(f"{_images(int(done))} taken up again at the next run")
         else:
-            _hand_over(state, wanted)
-    word = "image is" if len(wanted) == 1 else "images are"
-    print(f"{len(wanted)} {word} taken up again" + ("" if not taken else " at the next run"))
+            _hand_over(state, meant.requests)
+            print(f"{_images(meant.images)} taken up again")
     return 0
 
 
-class Wanted(msgspec.Struct, frozen=True, kw_only=True):
-    """One image to be taken up again; with `fresh`, for another round."""
-
-    image: ImageId
-    path: bytes
-    fresh: bool
+def _images(count: int) -> str:
+    return f"{count} image is" if count == 1 else f"{count} images are"
 
 
-def _wanted(state: Path, image_dir: Path | None, names: list[str], classes: list[str]) -> bytes:
-    """Every image meant, as JSON of `Wanted`."""
-    found: dict[str, Wanted] = {}
+class Meant(msgspec.Struct, frozen=True, kw_only=True):
+    """What the flags ask for, and how many images that is at present."""
+
+    requests: list[UserRequest]
+    images: int
+
+
+def _meant(
+    state: Path, image_dir: Path | None, names: list[str], classes: list[ImageStatus]
+) -> bytes:
+    """The requests, as JSON of `Meant`. A class is not resolved here: it may hold millions."""
+    again: dict[bytes, None] = {}
+    fresh: dict[bytes, None] = {}
     with Store(state / "lmdb", readonly=True).reading() as txn:
+        stats = txn.stats()
         for name in names:
             record = find(txn, name, image_dir)
             if record is None:
                 raise UserError(f"{name}: no such image is known")
             if record.status not in (FAILED, LOW, HIGH):
                 raise UserError(f"{name}: is {record.status}; only ended images are retried")
-            fresh = record.status in (LOW, HIGH)
-            found[record.image] = Wanted(image=record.image, path=record.path, fresh=fresh)
-        for status in classes:
-            for image in view.find_images(txn, b"", status):
-                ended = view.image_record(txn, image)
-                if ended is not None:
-                    fresh = status == "low"
-                    found[image] = Wanted(image=image, path=ended.path, fresh=fresh)
-    return msgspec.json.encode(list(found.values()))
+            (again if record.status == FAILED else fresh)[record.path] = None
+    requests = in_pieces(again, fresh=False) + in_pieces(fresh, fresh=True)
+    count = len(again) + len(fresh)
+    for status in classes:
+        if number := getattr(stats, status):
+            requests.append(Retry(status=status, fresh=status == LOW))
+            count += number
+    return msgspec.json.encode(Meant(requests=requests, images=count))
 
 
-def _apply(state: Path, found: bytes) -> bytes:
-    """No daemon runs: write the facts here, as its writer would."""
-    wanted = msgspec.json.decode(found, type=list[Wanted])
-    with holding(InstanceLock(state / "writer.lock")) as taken:
-        if not taken:
-            raise StateError(f"{state}: its writer is still ending; try again")
-        store = Store(state / "lmdb")
+def _apply(state: Path, meant: bytes) -> bytes:
+    """No daemon runs: write the facts here, as its writer would. The number of images as text."""
+    requests = msgspec.json.decode(meant, type=Meant).requests
+    return b"%d" % apply_requests(state, requests)
+
+
+def _hand_over(state: Path, requests: list[UserRequest]) -> None:
+    """A daemon runs: leave requests for it, which are durable when this returns."""
+    folder = state / "requests"
+    stem = f"{time.time_ns():020}-{uuid.uuid4().hex[:8]}"
+    for number, request in enumerate(requests):
         try:
-
-            def work(txn: Transaction) -> None:
-                application = Application(txn, f"retry-{uuid.uuid4().hex}")
-                for seq, one in enumerate(wanted, 1):
-                    fact = ImageRetried(image=one.image, fresh=one.fresh, time=time.time())
-                    application.apply(Numbered(seq=seq, fact=fact))
-                application.finish()
-
-            store.write(work)
-        except StateRefused as e:
-            raise StateError(refusal("state_dir", state, str(e))) from None
-        finally:
-            store.close()
-    return b""
-
-
-def _hand_over(state: Path, wanted: list[Wanted]) -> None:
-    """A daemon runs: leave request files for it."""
-    for fresh in (False, True):
-        paths = [base64.b64encode(w.path).decode() for w in wanted if w.fresh is fresh]
-        if not paths:
-            continue
-        request = {"retry": {"paths": paths, "status": ""}, "fresh": fresh}
-        target = state / "requests" / f"{uuid.uuid4().hex}.json"
-        try:
-            write_atomically(target, msgspec.json.encode(request))
+            folder.mkdir(exist_ok=True)
+            write_atomically(folder / f"{stem}-{number:06}.json", msgspec.json.encode(request))
         except OSError as e:
-            raise StateError(f"{target.parent}: {e.strerror}") from None
+            done = f"; {number} of {len(requests)} requests were handed over before"
+            raise StateError(f"{folder}: {e.strerror}{done if number else ''}") from None

@@ -1,79 +1,209 @@
-"""Requests of other processes (`daemon.py retry`), left as files while the hub runs."""
+"""What people ask for, from files in the state's `requests/` to durable facts.
+
+A request is removed when its facts are committed, so that no death on the way loses it; told again,
+it changes nothing. One that cannot be understood is kept in `refused/`, with the reason beside it.
+"""
 
 from __future__ import annotations
 
-import base64
 import contextlib
+import errno
 import logging
+import os
+import stat
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from rsd.hub.brain.events import RetryAsked
-from rsd.protocol.facts import ImageRetried
-from rsd.protocol.writer_talk import FindImages, Query
+from rsd.protocol.facts import Fact, ImageRetried
+from rsd.protocol.user_requests import (
+    PATHS_MAX,
+    REQUEST_BYTES,
+    UserRequest,
+    facts_of,
+    request_decoder,
+)
+from rsd.protocol.vocabulary import ImageId
+from rsd.protocol.writer_talk import FindImages, ImagesFound, Query
+from rsd.system.failpoints import failpoint
 
 log = logging.getLogger("rsd")
 
-#: Largest request file in bytes, and files taken in one look; both only guard against accidents.
-REQUEST_BYTES, REQUESTS_PER_LOOK = 16 * 1024 * 1024, 16
-#: Facts given to the brain at once.
-SLICE = 256
+#: Requests in work at the same time; each has one question or PATHS_MAX facts on their way.
+OPEN_MAX = 2
+#: Requests that are kept when they are refused; of more, the oldest go.
+REFUSED_MAX = 100
+#: Names that can neither be read nor moved away, and are passed over in this life.
+STUCK_MAX = 1_000
 #: Query numbers of this room; the brain counts from 1, the folder from 2**40.
 FIRST_QUERY = 1 << 41
 
 
-class RetryRequests:
-    """Turns request files into questions to the writer, and its answers into facts.
+@dataclass(slots=True)
+class _Open:
+    """A request in work."""
 
-    A file is `{"retry": {"paths": [base64, ...], "status": "failed" | "low" | ""}, "fresh": bool}`.
-    """
+    name: str
+    request: UserRequest
+    found: int = 0
+    more_after: ImageId = ""  #: the next page begins behind this image; "": there is none
+    waiting: set[ImageId] = field(default_factory=set)  #: their facts have no number yet
+    seq: int = 0  #: the last of its facts
+
+
+class Inbox:
+    """Turns request files into questions to the writer, and its answers into facts."""
 
     def __init__(self, folder: Path, ask: Callable[[Query], None]) -> None:
         self._folder = folder
         self._ask = ask
         self._query = FIRST_QUERY
-        self._fresh: dict[int, bool] = {}
+        self._open: dict[str, _Open] = {}
+        self._asked: dict[int, _Open] = {}
+        self._stuck: deque[str] = deque(maxlen=STUCK_MAX)
 
     def look(self) -> None:
-        """Take the requests that lie there; each file is removed once it is read."""
-        with contextlib.suppress(OSError):
-            for path in sorted(self._folder.glob("*.json"))[:REQUESTS_PER_LOOK]:
-                if path.is_symlink() or path.stat().st_size > REQUEST_BYTES:
-                    path.unlink()
-                    continue
-                data = path.read_bytes()
-                path.unlink()
-                self._take(data, path.name)
-
-    def _take(self, data: bytes, name: str) -> None:
-        try:
-            document: dict[str, Any] = msgspec.json.decode(data)
-            wanted = document["retry"]
-            paths = [base64.b64decode(p, validate=True) for p in wanted.get("paths", [])]
-            status, fresh = str(wanted.get("status", "")), bool(document.get("fresh", False))
-        except (msgspec.DecodeError, KeyError, TypeError, AttributeError, ValueError) as e:
-            log.warning("request %s is not understood: %s", name, e)
+        """Take up requests that lie there, the oldest name first, as many as may be open."""
+        room = OPEN_MAX - len(self._open)
+        if room <= 0:
             return
-        for path in paths:
-            self._send(FindImages(query=self._next(), path=path), fresh)
-        if status:
-            self._send(FindImages(query=self._next(), status=status), fresh)
+        try:
+            names = sorted(p.name for p in self._folder.iterdir() if p.suffix == ".json")
+        except OSError:
+            return
+        for name in names:
+            if name in self._open or name in self._stuck:
+                continue
+            request = self._read(name)
+            if request is None:
+                continue
+            one = self._open[name] = _Open(name, request)
+            self._find(one)
+            room -= 1
+            if not room:
+                return
 
-    def _next(self) -> int:
+    def _read(self, name: str) -> UserRequest | None:
+        try:
+            data = _contents(self._folder / name)
+        except FileNotFoundError:
+            return None
+        except OSError as e:
+            self._refuse(name, e.strerror or str(e))
+            return None
+        try:
+            if len(data) > REQUEST_BYTES:
+                raise ValueError(f"larger than {REQUEST_BYTES} bytes")
+            request = request_decoder.decode(data)
+            if not request.paths and request.status is None:
+                raise ValueError("it names no images")
+            if len(request.paths) > PATHS_MAX:
+                raise ValueError(f"more than {PATHS_MAX} paths")
+        except (msgspec.DecodeError, ValueError) as e:
+            self._refuse(name, f"it is not understood: {e}")
+            return None
+        return request
+
+    def _find(self, one: _Open) -> None:
         self._query += 1
-        return self._query
+        self._asked[self._query] = one
+        self._ask(
+            FindImages(
+                query=self._query,
+                paths=one.request.paths,
+                status=one.request.status,
+                after=one.more_after,
+                count=PATHS_MAX,
+            )
+        )
 
-    def _send(self, query: FindImages, fresh: bool) -> None:
-        self._fresh[query.query] = fresh
-        self._ask(query)
+    def on_found(self, message: ImagesFound, wall: float) -> list[RetryAsked]:
+        """The writer named images of a request; `wall` is Unix time."""
+        one = self._asked.pop(message.query, None)
+        if one is None:
+            return []
+        failpoint("hub.request")
+        images = message.images
+        one.found += len(images)
+        pages = one.request.status is not None and len(images) >= PATHS_MAX
+        one.more_after = images[-1] if pages else ""
+        if not images:
+            self._finish(one)
+            return []
+        one.waiting = set(images)
+        return [RetryAsked(facts=facts_of(one.request, images, wall))]
 
-    def found(self, query: int, images: tuple[str, ...], wall: float) -> list[RetryAsked]:
-        """The writer named the images of a request; `wall` is Unix time."""
-        fresh = self._fresh.pop(query, False)
-        facts = [ImageRetried(image=image, fresh=fresh, time=wall) for image in images]
-        if facts:
-            log.info("retry of %d images asked for", len(facts))
-        return [RetryAsked(facts=tuple(facts[i : i + SLICE])) for i in range(0, len(facts), SLICE)]
+    def on_numbered(self, seq: int, fact: Fact) -> None:
+        """A fact is on its way to the writer under this number."""
+        if isinstance(fact, ImageRetried):
+            for one in self._open.values():
+                if fact.image in one.waiting:
+                    one.waiting.discard(fact.image)
+                    one.seq = seq
+
+    def on_committed(self, seq: int) -> None:
+        """All facts up to this number are durable: requests that are done go away."""
+        for one in list(self._open.values()):
+            if one.seq and not one.waiting and one.seq <= seq:
+                one.seq = 0
+                if one.more_after:
+                    self._find(one)
+                else:
+                    self._finish(one)
+
+    def _finish(self, one: _Open) -> None:
+        del self._open[one.name]
+        unknown = len(one.request.paths) - one.found
+        if one.request.paths and not one.found:
+            self._refuse(one.name, "none of its images is known")
+        else:
+            log.info("retry of %d images asked for", one.found)
+            if one.request.paths and unknown > 0:
+                log.warning("request %s: %d of its images are not known", one.name, unknown)
+            self._remove(one.name)
+        self.look()
+
+    def _remove(self, name: str) -> None:
+        try:
+            (self._folder / name).unlink(missing_ok=True)
+        except OSError as e:
+            log.error("request %s is done, but cannot be removed: %s", name, e.strerror)
+            self._stuck.append(name)
+
+    def _refuse(self, name: str, why: str) -> None:
+        """Out of the way, but kept; others go on even when it cannot be moved."""
+        log.error("request %r is refused: %s", name, why)
+        refused = self._folder / "refused"
+        try:
+            refused.mkdir(exist_ok=True)
+            (self._folder / name).replace(refused / name)
+            (refused / f"{name}.reason").write_text(why + "\n", "utf-8", "backslashreplace")
+        except OSError:
+            self._stuck.append(name)
+            return
+        with contextlib.suppress(OSError):
+            kept = sorted(refused.glob("*.json"), key=lambda p: p.lstat().st_mtime)
+            for old in kept[:-REFUSED_MAX]:
+                old.unlink()
+                Path(f"{old}.reason").unlink(missing_ok=True)
+
+
+def _contents(path: Path) -> bytes:
+    """The bytes of a plain file, one more than allowed at most. Raises OSError."""
+    # Never wait for a pipe, nor follow a link that somebody put there.
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "is no plain file")
+        parts = []
+        left = REQUEST_BYTES + 1
+        while left and (part := os.read(fd, left)):
+            parts.append(part)
+            left -= len(part)
+        return b"".join(parts)
+    finally:
+        os.close(fd)

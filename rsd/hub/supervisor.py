@@ -46,7 +46,7 @@ from rsd.hub.children.local import Child, Pool, processes
 from rsd.hub.children.workers import Workers
 from rsd.hub.children.writer_client import WriterClient
 from rsd.hub.folder.folder import Folder
-from rsd.hub.inbox import RetryRequests
+from rsd.hub.inbox import Inbox
 from rsd.hub.policy import (
     configure_of,
     keys_of,
@@ -179,7 +179,7 @@ class Supervisor:
             on_progress=on_progress,
             host_seen=lambda seen: self.events.put(("host", seen)),
         )
-        self.requests = RetryRequests(state / "requests", self.writer_client.ask)
+        self.inbox = Inbox(state / "requests", self.writer_client.ask)
         self._heard: list[Event] = []  # not yet told to the brain
         self._signals = 0
         self._drain_until: float | None = None
@@ -271,6 +271,7 @@ class Supervisor:
                 self.pool.put(self.pool.children[worker], lease)
             case Persist(seq=seq, fact=fact):
                 self.writer_client.fact(seq, fact)
+                self.inbox.on_numbered(seq, fact)
             case Ask(query=query):
                 self.writer_client.ask(query)
             case Forget(sha256=sha256):
@@ -327,6 +328,7 @@ class Supervisor:
         match message:
             case Committed(seq=seq, stats=stats):
                 self.writer_client.committed(seq, stats)
+                self.inbox.on_committed(seq)
                 self._think(message)
             case BacklogPage() | ContentFound():
                 if self.writer_client.answered(message.query) is not None:
@@ -334,10 +336,9 @@ class Supervisor:
             case PathsCompared() | PendingListed():
                 if self.writer_client.answered(message.query) is not None:
                     self.folder.answered(message)
-            case ImagesFound(query=query, images=images):
-                if self.writer_client.answered(query) is not None:
-                    for event in self.requests.found(query, images, time.time()):
-                        self._think(event)
+            case ImagesFound():
+                if self.writer_client.answered(message.query) is not None:
+                    self._heard += self.inbox.on_found(message, time.time())
             case Recovered():
                 self._think(message)
             case WriterUp(stats=stats, dialects=dialects):
@@ -380,7 +381,7 @@ class Supervisor:
             log.error("the writer is silent; killing it")
             self.pool.kill(self.writer)
         self._tend_folder()
-        self.requests.look()
+        self.inbox.look()
         self._view = self.brain.view(now)
         self.workers.retire(list(self._view.idle_leavers))
         self._think(Tick(blocked=bool(self.writer_client.blocked), folder_away=self.folder.away))

@@ -15,6 +15,7 @@ from rsd.protocol.vocabulary import (
     Grade,
     ImageId,
     ImageInfo,
+    ImageStatus,
     Recipe,
     Stats,
     SummaryConfig,
@@ -67,11 +68,13 @@ class ListPending(Struct, frozen=True, kw_only=True, tag_field="kind", tag="list
 
 
 class FindImages(Struct, frozen=True, kw_only=True, tag_field="kind", tag="find_images"):
-    """Resolve a retry request: one path, or all images of a status (`failed`, `low`)."""
+    """The images that a request means: those at these paths, or a page of those of a status."""
 
     query: int
-    path: bytes = b""
-    status: str = ""
+    paths: tuple[bytes, ...] = ()
+    status: ImageStatus | None = None
+    after: ImageId = ""  #: the last image of the page before
+    count: int = 0  #: images of a page
 
 
 class Ping(Struct, frozen=True, kw_only=True, tag_field="kind", tag="ping"):
@@ -183,7 +186,7 @@ class PendingListed(Struct, frozen=True, kw_only=True, tag_field="kind", tag="pe
 
 
 class ImagesFound(Struct, frozen=True, kw_only=True, tag_field="kind", tag="images_found"):
-    """The images that a retry request means."""
+    """The images that a request means; fewer of a status than asked for: the end was reached."""
 
     query: int
     images: tuple[ImageId, ...]

@@ -12,19 +12,14 @@ from rsd.protocol.writer_talk import ContentFound, ImageHistory, QueuedImage, Re
 from rsd.state.records import (
     ACTIVE,
     DUPLICATE,
-    FAILED,
-    HIGH,
-    LOW,
     FailureRecord,
     ImageRecord,
     PathRecord,
     key,
     key64,
 )
-from rsd.state.transaction import Transaction, class_key, decode
+from rsd.state.transaction import Transaction, decode
 
-#: Images that one retry request may name by status; the rest is taken by asking again.
-FOUND_MAX = 100_000
 #: Duplicates that one image names; `status` counts them all.
 DUPLICATES_MAX = 100
 
@@ -253,17 +248,6 @@ def pending_paths(txn: Transaction, after: int, count: int) -> tuple[tuple[int, 
         if record is not None:
             rows.append((int.from_bytes(row, "big"), record.path))
     return tuple(rows)
-
-
-def find_images(txn: Transaction, path: bytes, status: str) -> tuple[ImageId, ...]:
-    """The images that a retry means: one path, or all of a status (`failed`, `low`, `high`)."""
-    if path:
-        record = image_at(txn, path)
-        return (record.image,) if record is not None else ()
-    name = {"failed": FAILED, "low": LOW, "high": HIGH}.get(status, status)
-    prefix = class_key(name, "")
-    rows = txn.scan("classes", prefix=prefix, limit=FOUND_MAX)
-    return tuple(row[len(prefix) :].hex() for row, _ in rows)
 
 
 def dialects(txn: Transaction) -> tuple[DialectLearned, ...]:

@@ -45,7 +45,7 @@ from rsd.protocol.writer_talk import (
     WriterUp,
     to_writer_decoder,
 )
-from rsd.state import view
+from rsd.state import cursor, view
 from rsd.state.store import StateRefused, Store
 from rsd.state.transaction import Transaction
 from rsd.system import logs
@@ -248,8 +248,11 @@ class Writer:
             case ListPending(after=after, count=count):
                 paths = view.pending_paths(txn, after, count)
                 return PendingListed(query=query.query, paths=paths)
-            case FindImages(path=path, status=status):
-                found = view.find_images(txn, path, status)
+            case FindImages(status=None, paths=named):
+                return ImagesFound(query=query.query, images=cursor.images_at(txn, named))
+            case FindImages(status=status, after=last, count=count):
+                assert status is not None
+                found = cursor.images_of(txn, status, last, count)
                 return ImagesFound(query=query.query, images=found)
             case Ping():
                 return Pong(query=query.query, blocked=self._blocked)

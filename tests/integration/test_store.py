@@ -11,7 +11,7 @@ import pytest
 from rsd.protocol import facts as f
 from rsd.protocol.vocabulary import FIRST_QUEUE, FileStat, RequestDialect, SummaryConfig, image_id
 from rsd.protocol.writer_talk import Open
-from rsd.state import view
+from rsd.state import cursor, view
 from rsd.state.records import (
     ACTIVE,
     DUPLICATE,
@@ -184,7 +184,7 @@ def test_retry_of_a_failed_image_keeps_its_answers_and_drops_its_failures(hub: T
     hub.say(f.SampleFailed(image=image, index=1, error=ERROR, time=1.0))
     hub.settle(hub.record(A))
     with hub.store.reading() as txn:
-        assert view.find_images(txn, b"", "failed") == (image,)
+        assert cursor.images_of(txn, FAILED, "", 9) == (image,)
     hub.retry(0)
     with hub.store.reading() as txn:
         (queued,) = view.backlog_page(txn, 0, 8)
@@ -207,8 +207,8 @@ def test_retry_low_adds_a_round_and_the_result_stays_meanwhile(hub: Teller) -> N
     hub.take(0)
     work_off(hub, score=10.0)
     with hub.store.reading() as txn:
-        assert view.find_images(txn, b"", "low") == view.find_images(txn, A, "") == (image,)
-        assert view.find_images(txn, b"nowhere", "") == ()
+        assert cursor.images_of(txn, LOW, "", 9) == cursor.images_at(txn, (A,)) == (image,)
+        assert cursor.images_at(txn, (b"nowhere",)) == ()
     hub.retry(0)
     record = hub.record(A)
     assert (record.status, record.allotment, record.filed) == (QUEUED, 2, LOW)

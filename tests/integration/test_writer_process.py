@@ -20,7 +20,7 @@ import pytest
 from rsd.names import result_name
 from rsd.protocol import facts as f
 from rsd.protocol.tasks import LogLine
-from rsd.protocol.vocabulary import FIRST_QUEUE, FileStat, SummaryConfig, image_id
+from rsd.protocol.vocabulary import FIRST_QUEUE, FileStat, ImageStatus, SummaryConfig, image_id
 from rsd.protocol.writer_talk import (
     BacklogPage,
     Close,
@@ -381,7 +381,7 @@ def test_questions_are_answered_in_their_order_after_the_facts_before_them(hub: 
     hub.say(*decided(A, "cat", 10.0))
     hub.pipe.put(FindContent(query=1, sha256=sha("cat"), image="00" * 16))
     hub.pipe.flush()
-    hub.pipe.put(FindImages(query=2, status="low"))
+    hub.pipe.put(FindImages(query=2, status=ImageStatus.LOW_QUALITY, count=9))
     hub.pipe.flush()
     enrolled = f.ImageEnrolled(path=B, size=2, mtime_ns=2, time=4.0)
     hub.say(f.Numbered(seq=7, fact=enrolled))
