@@ -193,10 +193,15 @@ class ImagesFound(Struct, frozen=True, kw_only=True, tag_field="kind", tag="imag
 
 
 class Pong(Struct, frozen=True, kw_only=True, tag_field="kind", tag="pong"):
-    """The writer lives; `blocked` says why it cannot write, "" when it can."""
+    """The writer lives.
+
+    A disk that hangs makes `busy_seconds` grow; one that refuses does not, for each try comes to
+    its end.
+    """
 
     query: int
-    blocked: str = ""
+    blocked: str = ""  #: why it cannot write, "" when it can
+    busy_seconds: float = 0.0  #: age of what its main loop is at; 0: it waits for work
 
 
 class WriterBlocked(Struct, frozen=True, kw_only=True, tag_field="kind", tag="writer_blocked"):

@@ -73,10 +73,21 @@ class StateRefused(OSError):
 
 
 class Store:
-    """An open environment. Raises StateError when it cannot be used."""
+    """An open environment. Raises StateError when it cannot be used.
 
-    def __init__(self, path: Path, *, readonly: bool = False, map_size: int = 0) -> None:
+    `on_progress` is called before each piece of a migration, which may take minutes.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        readonly: bool = False,
+        map_size: int = 0,
+        on_progress: Callable[[], None] = lambda: None,
+    ) -> None:
         self.path = path
+        self._on_progress = on_progress
         self.readonly = readonly
         # A map of 64 GiB is never full in a test: this makes it small in all processes of one.
         map_size = map_size or int(os.environ.get("RSD_TEST_MAP_BYTES", MAP_SIZE))
@@ -168,6 +179,7 @@ class Store:
             after: bytes | None = begun or b""
             begun = None
             while after is not None:
+                self._on_progress()
                 after = self._migrate_piece(version, after)
 
     def _migrate_piece(self, version: int, after: bytes) -> bytes | None:

@@ -13,7 +13,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -76,10 +76,12 @@ def main(inbox: Connection, outbox: Connection) -> None:
         mailbox.reply(LogLine(level=level, logger=logger, text=text))
 
     logs.forward(forward, opening.log_level)
+    writer = Writer(mailbox, opening)
+    threading.Thread(target=writer.read, name="inbox", daemon=True).start()
     lock = InstanceLock(Path(opening.state_dir) / "writer.lock")
     lock.acquire(blocking=True)
     try:
-        Writer(mailbox, opening).run()
+        writer.run()
     except (StateError, OSError) as e:
         log.critical("%s", e)
         os._exit(4)
@@ -91,17 +93,12 @@ class Writer:
     def __init__(self, mailbox: Mailbox[ToWriter, msgspec.Struct], opening: Open) -> None:
         self._mailbox = mailbox
         self._opening = opening
-        state = Path(opening.state_dir)
-        self._spool = state / "spool"
-        self._spool.mkdir(exist_ok=True, mode=0o750)
-        if opening.recover:  # under a living hub these may be files that are being written
-            sweep_temporary(state)
-            sweep_temporary(self._spool)
-        self._store = Store(state / "lmdb")
-        self._publisher = Publisher(self._store, opening)
+        self._state = Path(opening.state_dir)
+        self._spool = self._state / "spool"
         # Bounded by what the hub lets be unacknowledged and unanswered; a bound here would leave
         # pings behind it unread.
         self._pending: queue.SimpleQueue[ToWriter] = queue.SimpleQueue()
+        self._busy_since: float | None = None  # monotonic
         self._refused: dict[str, str] = {}  # setting of what cannot be written -> why
         self._blocked = ""
         self._output_at = 0.0  # monotonic time of the next try to write results
@@ -111,17 +108,16 @@ class Writer:
         self._committed_at = 0.0  # monotonic
 
     def run(self) -> None:
-        """Open for business, then serve until told to close; ends the process."""
-        if self._opening.recover:
-            self._sweep_spool()
-        self._recover()
-        threading.Thread(target=self._read, name="inbox", daemon=True).start()
+        """Open the store, then serve until told to close; ends the process."""
+        with self._busy():
+            self._open()
         while True:
             batch, queries, close = self._gather()
             if batch or self._publisher.filed:
                 self._commit(batch)
             for query in queries:
-                self._answer(query)
+                with self._busy():
+                    self._answer(query)
             if close:
                 self._publish_all()
                 self._mailbox.reply(Committed(seq=0, stats=self._stats))
@@ -129,6 +125,31 @@ class Writer:
                 os._exit(0)
             self._publish()
             self._check_readers()
+
+    def _open(self) -> None:
+        self._spool.mkdir(exist_ok=True, mode=0o750)
+        if self._opening.recover:  # under a living hub these may be files that are being written
+            sweep_temporary(self._state)
+            sweep_temporary(self._spool)
+        self._store = Store(self._state / "lmdb", on_progress=self._begin)
+        self._begin()
+        self._publisher = Publisher(self._store, self._opening)
+        if self._opening.recover:
+            self._sweep_spool()
+        self._recover()
+
+    @contextlib.contextmanager
+    def _busy(self) -> Iterator[None]:
+        """Around everything that may hang; what is inside of another counts for itself."""
+        outer = self._busy_since is not None
+        self._begin()
+        try:
+            yield
+        finally:
+            self._busy_since = time.monotonic() if outer else None
+
+    def _begin(self) -> None:
+        self._busy_since = time.monotonic()
 
     def _recover(self) -> None:
         with self._store.reading() as txn:
@@ -144,15 +165,22 @@ class Writer:
                 log.error("image %s was active, but its recipe is not stored", image)
         self._mailbox.reply(WriterUp(pid=os.getpid(), stats=self._stats, dialects=dialects))
 
-    def _read(self) -> None:
-        """A thread of its own: the mailbox ends the process when the hub dies."""
+    def read(self) -> None:
+        """A thread of its own: the mailbox ends the process when the hub dies. Pings are answered
+        here, for the main loop and with its age: a full disk must not look like a dead writer, nor
+        a hung one like a living.
+        """
         while True:
             message = self._mailbox.get()
             if isinstance(message, Ping):
-                # Answered here: a full or slow disk must not look like a dead writer.
-                self._mailbox.reply(Pong(query=message.query, blocked=self._blocked))
+                self._mailbox.reply(self._pong(message.query))
             else:
                 self._pending.put(message)
+
+    def _pong(self, query: int) -> Pong:
+        since = self._busy_since
+        busy = time.monotonic() - since if since is not None else 0.0
+        return Pong(query=query, blocked=self._blocked, busy_seconds=busy)
 
     def _gather(self) -> tuple[list[Numbered], list[Query], bool]:
         """What is to be done next: facts first, then the questions, whenever they came."""
@@ -255,7 +283,7 @@ class Writer:
                 found = cursor.images_of(txn, status, last, count)
                 return ImagesFound(query=query.query, images=found)
             case Ping():
-                return Pong(query=query.query, blocked=self._blocked)
+                return self._pong(query.query)
 
     def _publish(self) -> None:
         """Write a few results, and the summary when it is due."""
@@ -274,6 +302,7 @@ class Writer:
 
         def work() -> None:
             while self._publisher.pending:
+                self._begin()
                 self._publisher.drain(RESULTS_PER_TURN)
             if self._publisher.filed:
                 self._commit([])
@@ -286,7 +315,8 @@ class Writer:
         and keep everything.
         """
         try:
-            work()
+            with self._busy():
+                work()
         except StateRefused as e:
             # Rows of the outbox are deleted in the state, whatever else is being written.
             self._refused[what] = refusal("state_dir", Path(self._opening.state_dir), str(e))

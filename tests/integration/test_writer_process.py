@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import queue
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator
-from multiprocessing.context import SpawnProcess
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
 
 import msgspec
 import pytest
@@ -20,7 +16,7 @@ import pytest
 from rsd.names import result_name
 from rsd.protocol import facts as f
 from rsd.protocol.tasks import LogLine
-from rsd.protocol.vocabulary import FIRST_QUEUE, FileStat, ImageStatus, SummaryConfig, image_id
+from rsd.protocol.vocabulary import FIRST_QUEUE, FileStat, ImageStatus, image_id
 from rsd.protocol.writer_talk import (
     BacklogPage,
     Close,
@@ -31,139 +27,27 @@ from rsd.protocol.writer_talk import (
     FindImages,
     ImagesFound,
     ListPending,
-    Open,
     PathsCompared,
     PendingListed,
     Ping,
-    Pong,
     ReadBacklog,
     Reconfigure,
     Recovered,
-    WriterBlocked,
     WriterUp,
-    from_writer_decoder,
 )
 from rsd.state.store import Store
 from rsd.system.files import TEMPORARY, InstanceLock, holding
-from rsd.system.queues import WorkQueue
-from rsd.writer import writer
-from tests.disks import fill_up, small_disk
 from tests.histories import (
     PATHS,
     RECIPE,
     Teller,
-    candidate,
-    dump,
-    grade,
-    info_of,
     sha,
 )
-from tests.recount import recount
+from tests.writer_hub import PATIENCE, SUMMARY, Hub, decided
 
 A, B, C, D = PATHS
-PATIENCE = 60.0
 #: Files of the long history.
 SCRIPT_PATHS = tuple(b"p%d.png" % n for n in range(12))
-SUMMARY = SummaryConfig(
-    image_dir="/pictures",
-    prompt_keys=("p1", "p2"),
-    score_threshold=80.0,
-    temperature_range=(0.3, 1.0),
-    top_p_range=(0.9,),
-    top_k_range=(40,),
-)
-M = TypeVar("M")
-
-
-class Hub:
-    """The other end of the writer's pipes. `start` again after a death: a successor."""
-
-    def __init__(self, folder: Path, *, life: str = "life-0", output: Path | None = None) -> None:
-        self.state, self.output = folder / "state", output or folder / "output"
-        self.state.mkdir(exist_ok=True)
-        self.life = life
-        self.heard: queue.SimpleQueue[Any]
-        self.child: SpawnProcess
-        self._ever_up = False
-
-    def start(self, failpoint: str = "") -> None:
-        context = multiprocessing.get_context("spawn")
-        heard: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self.heard = heard
-        self.pipe: WorkQueue[Any] = WorkQueue("writer")
-        if failpoint:
-            os.environ["RSD_FAILPOINT"] = failpoint
-        try:
-            self.child = context.Process(target=writer.main, args=self.pipe.child_ends)
-            self.child.start()
-        finally:
-            os.environ.pop("RSD_FAILPOINT", None)
-        self.pipe.start(from_writer_decoder, heard.put, lambda: heard.put(None))
-        self.pipe.put(
-            Open(
-                state_dir=str(self.state),
-                output_dir=str(self.output),
-                life=self.life,
-                recover=not self._ever_up,
-                checkpoint_interval=1000,
-                summary=SUMMARY,
-            )
-        )
-        self.pipe.flush()
-
-    def wait(self, kind: type[M], fits: Callable[[M], bool] = lambda _: True) -> M:
-        """The next message of this kind that fits; what comes before it is dropped."""
-        end = time.monotonic() + PATIENCE
-        while True:
-            message = self.heard.get(timeout=max(0.0, end - time.monotonic()))
-            assert message is not None, f"the writer died before it sent {kind.__name__}"
-            if isinstance(message, kind) and fits(message):
-                self._ever_up = True
-                return message
-
-    def death(self) -> int | None:
-        """Wait for its end; the exit code."""
-        end = time.monotonic() + PATIENCE
-        while self.heard.get(timeout=max(0.0, end - time.monotonic())) is not None:
-            pass
-        self.child.join(PATIENCE)
-        return self.child.exitcode
-
-    def close(self) -> None:
-        """An orderly end."""
-        self.pipe.put(Close())
-        self.pipe.flush()
-        assert self.death() == 0
-
-    def kill(self) -> None:
-        if self.child.is_alive():
-            self.child.kill()
-            self.child.join()
-        self.pipe.close()
-
-    def say(self, *facts: f.Numbered) -> None:
-        for fact in facts:
-            self.pipe.put(fact)
-            self.pipe.flush()
-
-    def committed(self, seq: int) -> Committed:
-        return self.wait(Committed, lambda c: c.seq >= seq)
-
-    def store(self) -> dict[str, dict[bytes, bytes]]:
-        opened = Store(self.state / "lmdb", readonly=True)
-        try:
-            recount(opened)
-            return dump(opened)
-        finally:
-            opened.close()
-
-    def files(self) -> dict[str, bytes]:
-        """All that the user sees but the summary, which tells the time."""
-        return {
-            str(p.relative_to(self.output)): p.read_bytes()
-            for p in self.output.rglob("*")
-            if p.is_file() and p.name != "summary.json"
-        }
 
 
 @pytest.fixture
@@ -208,38 +92,6 @@ def undisturbed(script: list[f.Numbered], tmp_path_factory: pytest.TempPathFacto
     hub.say(*script)
     hub.close()
     return hub.store(), hub.files()
-
-
-def decided(path: bytes, content: str, score: float, seq: int = 1) -> list[f.Numbered]:
-    """The facts of one image from its file to its decision."""
-    image = image_id(path, 0)
-    facts: list[f.Fact] = [
-        f.ConfigStored(recipe=RECIPE),
-        f.ImageEnrolled(path=path, size=1, mtime_ns=1, time=1.0),
-        f.ImageStarted(
-            image=image,
-            queued_as=image,
-            queue_seq=FIRST_QUEUE + 1,
-            path=path,
-            version=0,
-            info=info_of(content),
-            config=RECIPE.fingerprint,
-            time=2.0,
-        ),
-        f.CandidateMade(image=image, candidate=candidate(0)),
-        f.CandidateGraded(image=image, grade=grade(0, score)),
-        f.ImageDecided(
-            image=image,
-            decision=1,
-            winner=0,
-            score=score,
-            expected_score=score,
-            quality="high" if score >= 80 else "low",
-            reason="all_drawn",
-            time=3.0,
-        ),
-    ]
-    return [f.Numbered(seq=seq + i, fact=fact) for i, fact in enumerate(facts)]
 
 
 def test_a_history_becomes_files_and_counters(
@@ -408,16 +260,6 @@ def test_questions_are_answered_in_their_order_after_the_facts_before_them(hub: 
     hub.close()
 
 
-def test_an_idle_writer_answers_pings_and_ends_with_its_hub(hub: Hub) -> None:
-    hub.start()
-    hub.wait(WriterUp)
-    hub.pipe.put(Ping(query=3))
-    hub.pipe.flush()
-    assert hub.wait(Pong) == Pong(query=3, blocked="")
-    hub.pipe.close()
-    assert hub.death() == 0
-
-
 def test_a_successor_waits_for_the_lock_of_a_dying_predecessor(hub: Hub) -> None:
     with holding(InstanceLock(hub.state / "writer.lock")) as taken:
         assert taken
@@ -465,49 +307,3 @@ def test_folders_that_somebody_clears_away_come_back(hub: Hub) -> None:
     hub.say(*decided(A, "cat", 90.0))
     hub.close()
     assert list(hub.files()) == [f"high_quality/{result_name(A)}"]
-
-
-def test_a_full_disk_under_the_results_loses_nothing(hub: Hub, tmp_path: Path) -> None:
-    with small_disk(tmp_path / "disk", "1m") as disk:
-        hub.output = disk / "output"
-        hub.start()
-        hub.wait(WriterUp)
-        fill_up(disk / "ballast")
-        hub.say(*decided(A, "cat", 90.0))
-        assert hub.committed(6).stats.high_quality == 1, "the state is on another disk"
-        assert "No space" in hub.wait(WriterBlocked).reason
-        hub.say(f.Numbered(seq=7, fact=f.ImageEnrolled(path=B, size=1, mtime_ns=1, time=1.0)))
-        hub.committed(7)
-        hub.pipe.put(Ping(query=1))
-        hub.pipe.flush()
-        assert "No space" in hub.wait(Pong).blocked
-        (disk / "ballast").unlink()
-        assert hub.wait(WriterBlocked).reason == ""
-        hub.close()
-        assert list(hub.files()) == [f"high_quality/{result_name(A)}"]
-
-
-def test_a_full_disk_under_the_state_loses_nothing(hub: Hub, tmp_path: Path) -> None:
-    with small_disk(tmp_path / "disk", "2m") as disk:
-        hub.state = disk / "state"
-        hub.state.mkdir()
-        hub.start()
-        hub.wait(WriterUp)
-        fill_up(disk / "ballast")
-        image = decided(A, "cat", 90.0)
-        long = "resistor " * 40_000
-        made = image[3].fact
-        assert isinstance(made, f.CandidateMade)
-        answer = msgspec.structs.replace(made.candidate, content=long)
-        image[3] = f.Numbered(seq=4, fact=msgspec.structs.replace(made, candidate=answer))
-        hub.say(*image)
-        assert hub.wait(WriterBlocked).reason
-        hub.pipe.put(Ping(query=1))
-        hub.pipe.flush()
-        assert hub.wait(Pong).blocked, "a writer that waits is alive"
-        (disk / "ballast").unlink()
-        assert hub.wait(WriterBlocked).reason == ""
-        assert hub.committed(6).stats.high_quality == 1
-        hub.close()
-        (document,) = hub.files().values()
-        assert json.loads(document)["best_result"]["content"] == long
