@@ -1,6 +1,6 @@
-"""Histories of facts, as a hub would tell them: chosen at random, but never a lie.
+"""Histories of facts, as a hub would send them: chosen at random, but never a lie.
 
-`Teller` looks into a real store to know what a hub would know, and says facts through
+`FactSource` looks into a real store to know what a hub would know, and applies facts through
 `Application`, one transaction each.
 """
 
@@ -112,7 +112,7 @@ def grade(
     )
 
 
-def tell(store: Store, facts: list[f.Numbered], life: str) -> None:
+def apply_facts(store: Store, facts: list[f.Numbered], life: str) -> None:
     """Apply facts in one transaction, as the writer does."""
 
     def work(txn: Transaction) -> None:
@@ -130,8 +130,8 @@ def dump(store: Store) -> dict[str, dict[bytes, bytes]]:
         return {name: dict(txn.scan(name)) for name in NAMES}
 
 
-class Teller:
-    """Says facts. `n` of each operation picks its target and its details."""
+class FactSource:
+    """Adds facts. `n` of each operation picks its target and its details."""
 
     def __init__(
         self, store: Store, *, life: str = "life-0", paths: tuple[bytes, ...] = PATHS
@@ -139,12 +139,12 @@ class Teller:
         self.store = store
         self.paths = paths
         self.life = life
-        self.said: list[f.Numbered] = []  #: in this life
-        self.told: list[tuple[str, f.Numbered]] = []  #: in all lives
+        self.facts: list[f.Numbered] = []  #: in this life
+        self.all_facts: list[tuple[str, f.Numbered]] = []  #: in all lives
         self.files: dict[bytes, str] = {}
         self.now = 1000.0
         self.recipe = RECIPE
-        self.say(f.ConfigStored(recipe=RECIPE))
+        self.add(f.ConfigStored(recipe=RECIPE))
         self.operations: dict[str, Callable[[int], None]] = {
             "enrol": self.enrol,
             "touch": self.touch,
@@ -159,12 +159,12 @@ class Teller:
             "rubric": self.rubric,
         }
 
-    def say(self, fact: f.Fact) -> None:
+    def add(self, fact: f.Fact) -> None:
         self.now += 1.0
-        numbered = f.Numbered(seq=len(self.said) + 1, fact=fact)
-        tell(self.store, [numbered], self.life)
-        self.said.append(numbered)
-        self.told.append((self.life, numbered))
+        numbered = f.Numbered(seq=len(self.facts) + 1, fact=fact)
+        apply_facts(self.store, [numbered], self.life)
+        self.facts.append(numbered)
+        self.all_facts.append((self.life, numbered))
 
     def record(self, path: bytes) -> ImageRecord:
         """The current version at a path."""
@@ -183,7 +183,7 @@ class Teller:
     def put(self, path: bytes, content: str) -> ImageRecord:
         """Write a file, and let the watcher see it."""
         self.files[path] = content
-        self.say(
+        self.add(
             f.ImageEnrolled(path=path, size=len(content), mtime_ns=int(self.now), time=self.now)
         )
         return self.record(path)
@@ -200,7 +200,7 @@ class Teller:
         if self.files:
             path = sorted(self.files)[n % len(self.files)]
             del self.files[path]
-            self.say(f.ImageGone(path=path, time=self.now))
+            self.add(f.ImageGone(path=path, time=self.now))
 
     # ------------------------------------------------------------------------------------- intake
 
@@ -217,13 +217,13 @@ class Teller:
         hashed = "" if content in ("unreadable", "vanished") else sha(content)
         if content in ("broken", "unreadable", "vanished"):
             if known and (content == "vanished" or (hashed and hashed == queued.sha256)):
-                self.say(f.ImageChecked(image=queued.image, queue_seq=queued.queue_seq))
+                self.add(f.ImageChecked(image=queued.image, queue_seq=queued.queue_seq))
             else:
                 status = "withdrawn" if content == "vanished" else "failed"
                 self.aside(queued, status, content, sha256=hashed)
             return
         if known and queued.sha256 == hashed:
-            self.say(f.ImageChecked(image=queued.image, queue_seq=queued.queue_seq))
+            self.add(f.ImageChecked(image=queued.image, queue_seq=queued.queue_seq))
             return
         mine, version = identity(queued, hashed)
         with self.store.reading() as txn:
@@ -235,7 +235,7 @@ class Teller:
                 queued, "duplicate", "same_content", sha256=hashed, of=owner, info=info_of(content)
             )
             return
-        self.say(
+        self.add(
             f.ImageStarted(
                 image=mine,
                 queued_as=queued.image,
@@ -259,7 +259,7 @@ class Teller:
         info: ImageInfo | None = None,
     ) -> None:
         mine, version = identity(queued, sha256)
-        self.say(
+        self.add(
             f.ImageSetAside(
                 image=mine,
                 status=status,
@@ -277,7 +277,7 @@ class Teller:
 
     def crash(self, n: int) -> None:
         if queued := self.images(QUEUED):
-            self.say(f.DecodeCrashed(image=queued[n % len(queued)].image))
+            self.add(f.DecodeCrashed(image=queued[n % len(queued)].image))
 
     # --------------------------------------------------------------------------------------- work
 
@@ -300,7 +300,7 @@ class Teller:
                 f.PlannedSample(index=i, arm=arm, seed=i) for i in range(first, first + 2)
             )
             gradings = tuple(f.PlannedGrading(index=s.index, number=0) for s in samples)
-            self.say(
+            self.add(
                 f.StepChosen(
                     image=image,
                     round=len(seen.steps),
@@ -314,17 +314,17 @@ class Teller:
         for index in planned:
             if index not in made and index not in seen.sample_failures:
                 if n % 5 == 0:
-                    self.say(f.SampleFailed(image=image, index=index, error=ERROR, time=self.now))
+                    self.add(f.SampleFailed(image=image, index=index, error=ERROR, time=self.now))
                 else:
                     answer = candidate(index, time=self.now)
-                    self.say(f.CandidateMade(image=image, candidate=answer))
+                    self.add(f.CandidateMade(image=image, candidate=answer))
                 return
         for index in sorted(made):
             given = seen.grades.get(index, [])
             number, mine = len(given), sum(g.rubric == seen.rubric for g in given)
             if mine < 2 and (index, number) not in seen.grade_failures:
                 if n % 4 == 0:
-                    self.say(
+                    self.add(
                         f.GradingFailed(
                             image=image, index=index, number=number, error=ERROR, time=self.now
                         )
@@ -333,7 +333,7 @@ class Teller:
                     graded = grade(
                         index, n * 7 % 101, number=number, time=self.now, rubric=seen.rubric
                     )
-                    self.say(f.CandidateGraded(image=image, grade=graded))
+                    self.add(f.CandidateGraded(image=image, grade=graded))
                 return
 
     def spend(self, n: int) -> None:
@@ -341,19 +341,19 @@ class Teller:
         usage = Usage(input_tokens=3, output_tokens=1, cached_tokens=2, reasoning_tokens=1)
         role = (Role.GENERATE, Role.GRADE)[n % 2]
         outcome = ("late", "truncated")[n // 2 % 2]
-        self.say(f.CallSpent(role=role, endpoint="e", model="m", usage=usage, outcome=outcome))
+        self.add(f.CallSpent(role=role, endpoint="e", model="m", usage=usage, outcome=outcome))
 
     def end(self, n: int) -> None:
         """Decide an active image, or give it up when nothing of it is graded."""
         if active := self.images(ACTIVE):
-            self.settle(active[n % len(active)])
+            self.conclude(active[n % len(active)])
 
-    def settle(self, record: ImageRecord) -> None:
+    def conclude(self, record: ImageRecord) -> None:
         seen = self.seen(record)
         found = {i: score_of(grades, seen.rubric) for i, grades in seen.grades.items()}
         scores = {i: score for i, score in found.items() if score is not None}
         if not scores:
-            self.say(
+            self.add(
                 f.ImageSetAside(
                     image=record.image,
                     status="failed",
@@ -368,7 +368,7 @@ class Teller:
             )
             return
         winner = min(scores, key=lambda i: (-scores[i], i))
-        self.say(
+        self.add(
             f.ImageDecided(
                 image=record.image,
                 decision=record.decision + 1,
@@ -385,21 +385,21 @@ class Teller:
         if ended := self.images(FAILED, LOW, HIGH, DUPLICATE):
             record = ended[n % len(ended)]
             fresh = record.status in (LOW, HIGH)
-            self.say(
+            self.add(
                 f.ImageRetried(image=record.image, fresh=fresh, first=n % 3 == 0, time=self.now)
             )
 
     def rubric(self, n: int) -> None:
         """A reload: images that start from now on are graded in this way."""
         self.recipe = (RECIPE, STRICT)[n % 2]
-        self.say(f.ConfigStored(recipe=self.recipe))
+        self.add(f.ConfigStored(recipe=self.recipe))
 
     def restart(self, n: int) -> None:
         """A new hub: its facts are numbered from 1."""
         self.life = f"life-{int(self.life.partition('-')[2]) + 1}"
-        self.said = []
+        self.facts = []
 
-    def settle_all(self) -> None:
+    def conclude_all(self) -> None:
         """Until nothing is queued or active."""
         n = 1
         while True:

@@ -109,7 +109,7 @@ class Hub:
             self.child.join()
         self.pipe.close()
 
-    def say(self, *facts: f.Numbered) -> None:
+    def send(self, *facts: f.Numbered) -> None:
         for fact in facts:
             self.pipe.put(fact)
             self.pipe.flush()

@@ -1,7 +1,8 @@
 """What people ask for, from files in the state's `requests/` to durable facts.
 
-A request is removed when its facts are committed, so that no death on the way loses it; told again,
-it changes nothing. One that cannot be understood is kept in `refused/`, with the reason beside it.
+A request is removed when its facts are committed, so that no death on the way loses it; taken
+again, it changes nothing. One that cannot be understood is kept in `refused/`, with the reason
+beside it.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class Inbox:
         self._asked: dict[int, _Open] = {}
         self._stuck: deque[str] = deque(maxlen=STUCK_MAX)
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Take up requests that lie there, the oldest name first, as many as may be open."""
         room = OPEN_MAX - len(self._open)
         if room <= 0:
@@ -165,7 +166,7 @@ class Inbox:
             if one.request.paths and unknown > 0:
                 log.warning("request %s: %d of its images are not known", one.name, unknown)
             self._remove(one.name)
-        self.look()
+        self.poll()
 
     def _remove(self, name: str) -> None:
         try:

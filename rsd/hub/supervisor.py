@@ -381,7 +381,7 @@ class Supervisor:
             log.error("the writer is silent; killing it")
             self.pool.kill(self.writer)
         self._tend_folder()
-        self.inbox.look()
+        self.inbox.poll()
         self._view = self.brain.view(now)
         self.workers.retire(list(self._view.idle_leavers))
         self._think(Tick(blocked=bool(self.writer_client.blocked), folder_away=self.folder.away))

@@ -37,7 +37,7 @@ class DialectLearned(Struct, frozen=True, kw_only=True, tag_field="kind", tag="p
 
 
 class ImageEnrolled(Struct, frozen=True, kw_only=True, tag_field="kind", tag="enrolled"):
-    """A settled file was seen. New path: queued; unchanged: nothing; else: checked again."""
+    """A stable file was seen. New path: queued; unchanged: nothing; else: checked again."""
 
     path: bytes
     size: int
@@ -73,7 +73,7 @@ class ImageStarted(Struct, frozen=True, kw_only=True, tag_field="kind", tag="sta
 
 
 class PlannedSample(Struct, frozen=True, kw_only=True):
-    """One draw that a step asks for."""
+    """One candidate that a step asks for."""
 
     index: int
     arm: Arm
@@ -100,21 +100,21 @@ class StepChosen(Struct, frozen=True, kw_only=True, tag_field="kind", tag="step"
 
 
 class CandidateMade(Struct, frozen=True, kw_only=True, tag_field="kind", tag="candidate"):
-    """An answer was generated."""
+    """A candidate was generated."""
 
     image: ImageId
     candidate: Candidate
 
 
 class CandidateGraded(Struct, frozen=True, kw_only=True, tag_field="kind", tag="grade_fact"):
-    """An answer was scored."""
+    """A candidate was graded."""
 
     image: ImageId
     grade: Grade
 
 
 class SampleFailed(Struct, frozen=True, kw_only=True, tag_field="kind", tag="sample_failed"):
-    """A draw has no answer and will not be asked again."""
+    """A planned candidate has no completion and will not be asked for again."""
 
     image: ImageId
     index: int
@@ -181,7 +181,7 @@ class DecodeCrashed(Struct, frozen=True, kw_only=True, tag_field="kind", tag="de
 
 
 class ImageRetried(Struct, frozen=True, kw_only=True, tag_field="kind", tag="retried"):
-    """A person asked for the image again; `fresh` adds a round to what was drawn before."""
+    """A person asked for the image again; `fresh` adds a round of candidates."""
 
     image: ImageId
     fresh: bool

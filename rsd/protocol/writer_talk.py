@@ -1,4 +1,4 @@
-"""What the hub and the writer say to each other."""
+"""Messages between the hub and the writer."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ class Pong(Struct, frozen=True, kw_only=True, tag_field="kind", tag="pong"):
 class WriterBlocked(Struct, frozen=True, kw_only=True, tag_field="kind", tag="writer_blocked"):
     """The disk refuses (full, read-only, I/O error); nothing is lost, the writer tries again.
 
-    An empty reason says that it writes again.
+    An empty reason means that it writes again.
     """
 
     reason: str

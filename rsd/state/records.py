@@ -66,7 +66,7 @@ class ImageRecord(Struct, kw_only=True):
 
 
 class FailureRecord(Struct, kw_only=True):
-    """`sample_failures`, `grade_failures`: an answer that will not come."""
+    """`sample_failures`, `grade_failures`: a candidate or a grade that will not come."""
 
     error: CallError
     time: float

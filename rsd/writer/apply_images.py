@@ -216,7 +216,7 @@ class ImageRules:
         record.sha256 = fact.sha256 or record.sha256
         of = self._original(record) if fact.status == DUPLICATE else ""
         if fact.status == DUPLICATE and not of:
-            # The original lost these bytes before this was said: it is nobody's duplicate.
+            # The original lost these bytes in the meantime: it is nobody's duplicate.
             self.ledger.queue(record)
             self.ledger.save(record)
             return

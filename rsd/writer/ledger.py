@@ -112,7 +112,7 @@ class Ledger:
             record.queue_seq = 0
 
     def file(self, record: ImageRecord, destination: str) -> None:
-        """Say where the image's file belongs from now on; the outbox makes it so."""
+        """The image's file belongs there from now on; the outbox makes it so."""
         record.filed = destination
         self.count_win(record, +1)
         last = self.txn.last_key("outbox")

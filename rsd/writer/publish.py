@@ -87,7 +87,7 @@ class Publisher:
             if current is not None and current.image != record.image:
                 return  # a newer version of the path has its own row
             if record.filed != row.destination:
-                return  # a later row says where it belongs now
+                return  # a later row has its place
             seen = view.view(txn, record)
         name = result_name(record.path)
         stale = [self._output / folder / name for folder in FOLDERS if folder != row.destination]

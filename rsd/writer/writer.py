@@ -108,7 +108,7 @@ class Writer:
         self._committed_at = 0.0  # monotonic
 
     def run(self) -> None:
-        """Open the store, then serve until told to close; ends the process."""
+        """Open the store, then serve until `Close`; ends the process."""
         with self._busy():
             self._open()
         while True:
@@ -237,9 +237,9 @@ class Writer:
         if batch:
             self._last_seq = batch[-1].seq
         self._mailbox.reply(Committed(seq=self._last_seq, stats=stats))
-        self._unspool(batch)
+        self._remove_prepared(batch)
 
-    def _unspool(self, batch: list[Numbered]) -> None:
+    def _remove_prepared(self, batch: list[Numbered]) -> None:
         """Remove the prepared pictures that no active image needs any more."""
         with self._store.reading() as txn:
             for numbered in batch:
@@ -311,8 +311,8 @@ class Writer:
         self._attempt("output_dir", work)
 
     def _attempt(self, what: str, work: Callable[[], None]) -> bool:
-        """Run something that writes below the folder of a setting. When the disk refuses: say so
-        and keep everything.
+        """Run something that writes below the folder of a setting. When the disk refuses,
+        everything is kept and the hub hears why.
         """
         try:
             with self._busy():

@@ -13,7 +13,7 @@ import pytest
 from rsd.errors import StateError
 from rsd.state.store import Store
 from tests.evidence import record
-from tests.histories import Teller, dump
+from tests.histories import FactSource, dump
 from tests.support import (
     HOME,
     Daemon,
@@ -164,10 +164,10 @@ store.Store(Path(sys.argv[1])).close()
 def test_a_death_during_a_schema_migration_leaves_the_old_format_whole(tmp_path: Path) -> None:
     folder = tmp_path / "lmdb"
     filled = Store(folder)
-    teller = Teller(filled)
+    source = FactSource(filled)
     for n in range(40):
-        teller.enrol(n)
-        teller.take(n)
+        source.enrol(n)
+        source.take(n)
     before = dump(filled)
     filled.close()
     command = [sys.executable, "-c", MIGRATE, str(folder)]

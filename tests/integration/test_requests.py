@@ -15,7 +15,7 @@ from rsd.state import cursor
 from rsd.state.records import FAILED, QUEUED
 from rsd.state.store import Store
 from rsd.writer.offline import apply_requests
-from tests.histories import tell
+from tests.histories import apply_facts
 from tests.support import Daemon, draw, simulator, wait_for
 
 MANY = 100_000
@@ -37,7 +37,7 @@ def failed(tmp_path_factory: pytest.TempPathFactory) -> Path:
             ):
                 seq += 1
                 facts.append(f.Numbered(seq=seq, fact=fact))
-        tell(store, facts, "life")
+        apply_facts(store, facts, "life")
     store.close()
     return state
 

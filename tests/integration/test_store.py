@@ -31,7 +31,7 @@ from tests.histories import (
     ERROR,
     PATHS,
     RECIPE,
-    Teller,
+    FactSource,
     candidate,
     grade,
     info_of,
@@ -52,26 +52,26 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 @pytest.fixture
-def hub(store: Store) -> Iterator[Teller]:
+def hub(store: Store) -> Iterator[FactSource]:
     """A hub's facts; when the test ends, every counter must still be right."""
-    teller = Teller(store)
-    yield teller
+    source = FactSource(store)
+    yield source
     recount(store)
 
 
-def work_off(hub: Teller, *, score: float = 90.0) -> None:
+def work_off(hub: FactSource, *, score: float = 90.0) -> None:
     """Bring all active images to a decision with this score."""
     for record in hub.images(ACTIVE):
         first = len(hub.seen(record).candidates)
-        hub.say(f.CandidateMade(image=record.image, candidate=candidate(first)))
-        hub.say(f.CandidateGraded(image=record.image, grade=grade(first, score)))
-        hub.settle(record)
+        hub.add(f.CandidateMade(image=record.image, candidate=candidate(first)))
+        hub.add(f.CandidateGraded(image=record.image, grade=grade(first, score)))
+        hub.conclude(record)
 
 
 # -------------------------------------------------------------------------- the life of an image
 
 
-def test_a_touch_changes_nothing_but_the_known_stat(hub: Teller) -> None:
+def test_a_touch_changes_nothing_but_the_known_stat(hub: FactSource) -> None:
     record = hub.put(A, "cat")
     assert (record.status, record.version, record.image) == (QUEUED, 0, image_id(A, 0))
     hub.take(0)
@@ -87,7 +87,7 @@ def test_a_touch_changes_nothing_but_the_known_stat(hub: Teller) -> None:
     assert not hub.record(A).queue_seq
 
 
-def test_new_bytes_are_a_new_version_and_the_old_one_is_history(hub: Teller) -> None:
+def test_new_bytes_are_a_new_version_and_the_old_one_is_history(hub: FactSource) -> None:
     old = hub.put(A, "cat")
     hub.take(0)
     work_off(hub)
@@ -102,7 +102,7 @@ def test_new_bytes_are_a_new_version_and_the_old_one_is_history(hub: Teller) -> 
 
 
 def test_a_file_that_changes_while_it_is_active_is_checked_after_its_decision(
-    hub: Teller,
+    hub: FactSource,
 ) -> None:
     hub.put(A, "cat")
     hub.take(0)
@@ -116,10 +116,10 @@ def test_a_file_that_changes_while_it_is_active_is_checked_after_its_decision(
     assert (hub.record(A).version, hub.record(A).sha256) == (1, sha("owl"))
 
 
-def test_withdrawn_and_back_again_it_continues_where_it_was(hub: Teller) -> None:
+def test_withdrawn_and_back_again_it_continues_where_it_was(hub: FactSource) -> None:
     image = hub.put(A, "cat").image
     hub.take(0)
-    hub.say(f.CandidateMade(image=image, candidate=candidate(0)))
+    hub.add(f.CandidateMade(image=image, candidate=candidate(0)))
     hub.gone(0)
     assert (hub.record(A).status, hub.record(A).reason) == (WITHDRAWN, "file_removed")
     hub.put(A, "cat")
@@ -135,7 +135,7 @@ def test_withdrawn_and_back_again_it_continues_where_it_was(hub: Teller) -> None
     assert (hub.record(A).status, hub.record(A).starts) == (ACTIVE, 2)
 
 
-def test_the_oldest_duplicate_that_still_is_one_is_taken_up(hub: Teller) -> None:
+def test_the_oldest_duplicate_that_still_is_one_is_taken_up(hub: FactSource) -> None:
     for path in (A, B, C, D):
         hub.put(path, "cat")
         hub.take(0)
@@ -143,7 +143,7 @@ def test_the_oldest_duplicate_that_still_is_one_is_taken_up(hub: Teller) -> None
     assert hub.record(B).of == hub.record(A).image
     hub.put(B, "dog")  # the oldest is a picture of its own by now
     hub.take(0)
-    hub.settle(hub.record(A))
+    hub.conclude(hub.record(A))
     assert hub.record(A).reason == "ungraded"
     assert [hub.record(p).status for p in (A, B, C, D)] == [FAILED, ACTIVE, QUEUED, DUPLICATE]
     hub.take(0)
@@ -152,7 +152,7 @@ def test_the_oldest_duplicate_that_still_is_one_is_taken_up(hub: Teller) -> None
     assert [hub.record(p).status for p in (C, D)] == [WITHDRAWN, QUEUED]
 
 
-def test_a_failed_image_that_could_not_even_be_hashed_starts_anew(hub: Teller) -> None:
+def test_a_failed_image_that_could_not_even_be_hashed_starts_anew(hub: FactSource) -> None:
     hub.put(A, "unreadable")
     hub.take(0)
     assert (hub.record(A).status, hub.record(A).sha256) == (FAILED, "")
@@ -166,7 +166,7 @@ def test_a_failed_image_that_could_not_even_be_hashed_starts_anew(hub: Teller) -
     assert hub.record(A).status == HIGH
 
 
-def test_bad_new_bytes_of_a_decided_image_are_a_failed_version(hub: Teller) -> None:
+def test_bad_new_bytes_of_a_decided_image_are_a_failed_version(hub: FactSource) -> None:
     hub.put(A, "cat")
     hub.take(0)
     work_off(hub)
@@ -176,13 +176,13 @@ def test_bad_new_bytes_of_a_decided_image_are_a_failed_version(hub: Teller) -> N
     assert (hub.record(A).reason, hub.record(A).sha256) == ("broken", sha("broken"))
 
 
-def test_retry_of_a_failed_image_keeps_its_answers_and_drops_its_failures(hub: Teller) -> None:
+def test_retry_of_a_failed_image_keeps_its_answers_and_drops_its_failures(hub: FactSource) -> None:
     image = hub.put(A, "cat").image
     hub.take(0)
-    hub.say(f.CandidateMade(image=image, candidate=candidate(0)))
-    hub.say(f.GradingFailed(image=image, index=0, number=0, error=ERROR, time=1.0))
-    hub.say(f.SampleFailed(image=image, index=1, error=ERROR, time=1.0))
-    hub.settle(hub.record(A))
+    hub.add(f.CandidateMade(image=image, candidate=candidate(0)))
+    hub.add(f.GradingFailed(image=image, index=0, number=0, error=ERROR, time=1.0))
+    hub.add(f.SampleFailed(image=image, index=1, error=ERROR, time=1.0))
+    hub.conclude(hub.record(A))
     with hub.store.reading() as txn:
         assert cursor.images_of(txn, FAILED, "", 9) == (image,)
     hub.retry(0)
@@ -197,12 +197,12 @@ def test_retry_of_a_failed_image_keeps_its_answers_and_drops_its_failures(hub: T
     assert found.history.failed_samples == found.history.failed_grades == ()
     assert hub.record(A).filed == ""
     hub.take(0)
-    hub.say(f.CandidateGraded(image=image, grade=grade(0, 85.0)))
-    hub.settle(hub.record(A))
+    hub.add(f.CandidateGraded(image=image, grade=grade(0, 85.0)))
+    hub.conclude(hub.record(A))
     assert hub.record(A).status == HIGH
 
 
-def test_retry_low_adds_a_round_and_the_result_stays_meanwhile(hub: Teller) -> None:
+def test_retry_low_adds_a_round_and_the_result_stays_meanwhile(hub: FactSource) -> None:
     image = hub.put(A, "cat").image
     hub.take(0)
     work_off(hub, score=10.0)
@@ -212,7 +212,7 @@ def test_retry_low_adds_a_round_and_the_result_stays_meanwhile(hub: Teller) -> N
     hub.retry(0)
     record = hub.record(A)
     assert (record.status, record.allotment, record.filed) == (QUEUED, 2, LOW)
-    hub.say(f.ImageRetried(image=image, fresh=True, time=1.0))
+    hub.add(f.ImageRetried(image=image, fresh=True, time=1.0))
     assert hub.record(A).allotment == 2, "it is on its way already"
     hub.take(0)
     hub.gone(0)
@@ -226,7 +226,7 @@ def test_retry_low_adds_a_round_and_the_result_stays_meanwhile(hub: Teller) -> N
     assert (record.status, record.decision, record.winner) == (HIGH, 2, 1)
 
 
-def test_a_retry_during_a_check_is_not_lost(hub: Teller) -> None:
+def test_a_retry_during_a_check_is_not_lost(hub: FactSource) -> None:
     hub.put(A, "cat")
     hub.take(0)
     work_off(hub, score=10.0)
@@ -243,11 +243,11 @@ def test_a_retry_during_a_check_is_not_lost(hub: Teller) -> None:
     assert hub.record(A).status == ACTIVE
 
 
-def test_a_decision_counts_once_and_in_order(hub: Teller) -> None:
+def test_a_decision_counts_once_and_in_order(hub: FactSource) -> None:
     image = hub.put(A, "cat").image
     hub.take(0)
-    hub.say(f.CandidateMade(image=image, candidate=candidate(0)))
-    hub.say(f.CandidateGraded(image=image, grade=grade(0, 90.0)))
+    hub.add(f.CandidateMade(image=image, candidate=candidate(0)))
+    hub.add(f.CandidateGraded(image=image, grade=grade(0, 90.0)))
     decided = f.ImageDecided(
         image=image,
         decision=2,
@@ -258,14 +258,14 @@ def test_a_decision_counts_once_and_in_order(hub: Teller) -> None:
         reason="",
         time=1.0,
     )
-    hub.say(decided)
+    hub.add(decided)
     assert hub.record(A).status == ACTIVE, "there was no first decision"
-    hub.settle(hub.record(A))
-    hub.say(decided)
+    hub.conclude(hub.record(A))
+    hub.add(decided)
     assert (hub.record(A).status, hub.record(A).decision) == (HIGH, 1)
 
 
-def test_an_older_row_of_the_outbox_writes_nothing_any_more(hub: Teller, tmp_path: Path) -> None:
+def test_an_older_row_of_the_outbox_writes_nothing(hub: FactSource, tmp_path: Path) -> None:
     hub.put(A, "cat")
     hub.take(0)
     work_off(hub, score=10.0)
@@ -296,7 +296,7 @@ def test_an_older_row_of_the_outbox_writes_nothing_any_more(hub: Teller, tmp_pat
         assert [p.parent.name for p in (tmp_path / "output").glob("*/*")] == files
 
 
-def test_crashes_are_counted_and_a_retry_forgives_them(hub: Teller) -> None:
+def test_crashes_are_counted_and_a_retry_forgives_them(hub: FactSource) -> None:
     hub.put(A, "unreadable")
     for _ in range(3):
         hub.crash(0)
@@ -309,7 +309,7 @@ def test_crashes_are_counted_and_a_retry_forgives_them(hub: Teller) -> None:
     assert hub.record(A).crashes == 0
 
 
-def test_questions_of_the_watcher(hub: Teller) -> None:
+def test_questions_of_the_watcher(hub: FactSource) -> None:
     for path in PATHS:
         hub.put(path, "cat" if path == A else "dog")
     hub.take(0)
@@ -331,11 +331,11 @@ def test_questions_of_the_watcher(hub: Teller) -> None:
         assert [q.path for q in view.backlog_page(txn, 1, 1)] == [B]
 
 
-def test_profiles_and_recovery(hub: Teller) -> None:
+def test_profiles_and_recovery(hub: FactSource) -> None:
     learned = f.DialectLearned(
         endpoint="http://x/v1", model="m", dialect=RequestDialect(multiple=False)
     )
-    hub.say(learned)
+    hub.add(learned)
     image = hub.put(C, "cat").image
     hub.take(0)
     hub.work(1)
@@ -351,11 +351,11 @@ def test_profiles_and_recovery(hub: Teller) -> None:
     assert [c.index for c in found.history.candidates] == [0]
 
 
-def test_a_prompt_name_of_any_length_can_be_counted(hub: Teller) -> None:
+def test_a_prompt_name_of_any_length_can_be_counted(hub: FactSource) -> None:
     hub.put(A, "cat")
     hub.take(0)
     made = msgspec.structs.replace(candidate(0), prompt_key="図" * 1000)
-    hub.say(f.CandidateMade(image=hub.record(A).image, candidate=made))
+    hub.add(f.CandidateMade(image=hub.record(A).image, candidate=made))
     with hub.store.reading() as txn:
         (row,) = [k for k, _ in txn.scan("tallies", prefix=b"prompt:")]
         assert row.decode().startswith("prompt:図")
@@ -391,10 +391,10 @@ def test_facts_of_an_older_life_do_not_hide_those_of_a_new_one(store: Store) -> 
 
     assert stats("one", 5, A) == 1
     assert stats("two", 1, B) == 2
-    assert stats("two", 1, C) == 2, "said before"
+    assert stats("two", 1, C) == 2, "applied before"
 
 
-def test_a_file_that_changes_while_it_is_queued_is_looked_at_again(hub: Teller) -> None:
+def test_a_file_that_changes_while_it_is_queued_is_looked_at_again(hub: FactSource) -> None:
     hub.put(A, "cat")
     with hub.store.reading() as txn:
         (queued,) = view.backlog_page(txn, 0, 8)
@@ -403,29 +403,31 @@ def test_a_file_that_changes_while_it_is_queued_is_looked_at_again(hub: Teller) 
     hub.prepare(queued)
     hub.files[A] = "dog"
     assert hub.record(A).sha256 == sha("cat")
-    hub.settle_all()
+    hub.conclude_all()
     assert hub.record(A).sha256 == sha("dog")
 
 
-def test_a_duplicate_of_bytes_that_nobody_has_any_more_is_taken_up_itself(hub: Teller) -> None:
+def test_a_duplicate_of_bytes_that_nobody_has_any_more_is_taken_up_itself(hub: FactSource) -> None:
     hub.put(A, "cat")
-    hub.settle_all()
+    hub.conclude_all()
     copy = hub.put(B, "cat").image
     with hub.store.reading() as txn:
         (queued,) = view.backlog_page(txn, 0, 8)
         owner = view.content_owner(txn, sha("cat"))
     assert owner is not None
     hub.put(A, "dog")
-    hub.take(1)  # the owner is replaced before the duplicate is said
+    hub.take(1)  # the owner is replaced before the duplicate is known
     hub.aside(queued, "duplicate", "same_content", sha256=sha("cat"), of=owner, info=info_of("cat"))
     assert (hub.record(B).image, hub.record(B).status) == (copy, QUEUED)
-    hub.settle_all()
+    hub.conclude_all()
     assert hub.record(B).starts == 1
 
 
-def test_a_new_version_that_goes_before_its_decision_takes_the_old_file_along(hub: Teller) -> None:
+def test_a_new_version_that_goes_undecided_takes_the_old_file_along(
+    hub: FactSource,
+) -> None:
     hub.put(A, "cat")
-    hub.settle_all()
+    hub.conclude_all()
     hub.put(A, "dog")
     hub.take(0)
     before = outbox(hub)
@@ -434,7 +436,7 @@ def test_a_new_version_that_goes_before_its_decision_takes_the_old_file_along(hu
     assert outbox(hub)[len(before) :] == [(hub.record(A).image, "")]
 
 
-def outbox(hub: Teller) -> list[tuple[str, str]]:
+def outbox(hub: FactSource) -> list[tuple[str, str]]:
     with hub.store.reading() as txn:
         rows = [decode(OutboxRecord, value) for _, value in txn.scan("outbox")]
     return [(row.image, row.destination) for row in rows]

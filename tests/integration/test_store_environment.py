@@ -17,7 +17,7 @@ from rsd.state import store as store_module
 from rsd.state.store import StateRefused, Store
 from rsd.state.transaction import Transaction
 from tests.disks import fill_up, small_disk
-from tests.histories import PATHS, Teller, dump
+from tests.histories import PATHS, FactSource, dump
 from tests.support import HOME
 
 A = PATHS[0]
@@ -32,7 +32,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 def test_what_is_stored_is_there_after_reopening(tmp_path: Path) -> None:
     store = Store(tmp_path / "lmdb")
-    hub = Teller(store)
+    hub = FactSource(store)
     hub.put(A, "cat")
     before = dump(store)
     store.close()
@@ -113,7 +113,7 @@ def fill(store: Store, count: int, size: int) -> None:
 
 
 def reader(path: Path, then: str) -> subprocess.Popen[str]:
-    """A process that has opened the store for reading; it does `then` when told to."""
+    """A process that has opened the store for reading; it does `then` at a line of input."""
     code = (
         "import sys\nfrom pathlib import Path\nfrom rsd.state.store import Store\n"
         f"store = Store(Path({str(path)!r}), readonly=True)\n"
@@ -179,7 +179,7 @@ def test_a_writer_killed_in_a_transaction_leaves_nothing_half_written(tmp_path: 
 def test_a_full_disk_is_an_os_error_and_nothing_changes(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", "4m") as disk:
         store = Store(disk / "lmdb")
-        hub = Teller(store)
+        hub = FactSource(store)
         hub.put(A, "cat")
         before = dump(store)
         ballast = disk / "ballast"

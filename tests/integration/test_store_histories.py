@@ -1,4 +1,4 @@
-"""Any history of facts, told to a real store: counters are exact, and twice is once."""
+"""Any history of facts, applied to a real store: counters are exact, and twice is once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rsd.state.records import CLASSES, DUPLICATE, FAILED, WITHDRAWN, Tally
 from rsd.state.results import result_document
 from rsd.state.store import Store
 from rsd.state.transaction import decode
-from tests.histories import PATHS, Teller, candidate, dump, grade, info_of, sha, tell
+from tests.histories import PATHS, FactSource, apply_facts, candidate, dump, grade, info_of, sha
 from tests.recount import recount
 
 #: Where hypothesis makes its many stores: in memory if there is such a place.
@@ -34,28 +34,28 @@ OPERATIONS = (
     st.integers(0, 10),
     st.randoms(use_true_random=False),
 )
-def test_any_history_is_counted_exactly_and_said_again_changes_nothing(
+def test_any_history_is_counted_exactly_and_twice_is_once(
     history: list[tuple[str, int]], again: int, chance: random.Random
 ) -> None:
     with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
         one, other = Store(Path(folder) / "one"), Store(Path(folder) / "other")
-        hub = Teller(one)
+        hub = FactSource(one)
         for name, n in history:
             hub.operations[name](n)
             recount(one)
         before = dump(one)
-        if resent := hub.said[-again:] if again else []:
-            tell(one, resent, hub.life)  # the writer died before it could acknowledge
+        if resent := hub.facts[-again:] if again else []:
+            apply_facts(one, resent, hub.life)  # the writer died before it could acknowledge
         assert dump(one) == before
-        told = list(hub.told)
-        while told:  # grouped in any way, with each group said twice
-            group = [told.pop(0)]
-            while told and told[0][0] == group[0][0] and chance.random() < 0.7:
-                group.append(told.pop(0))
+        left = list(hub.all_facts)
+        while left:  # grouped in any way, with each group sent twice
+            group = [left.pop(0)]
+            while left and left[0][0] == group[0][0] and chance.random() < 0.7:
+                group.append(left.pop(0))
             for _ in range(2):
-                tell(other, [numbered for _, numbered in group], group[0][0])
+                apply_facts(other, [numbered for _, numbered in group], group[0][0])
         assert dump(other) == before
-        hub.settle_all()
+        hub.conclude_all()
         recount(one)
         one.close()
         other.close()
@@ -116,11 +116,11 @@ ANY_FACT = st.one_of(
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(ANY_FACT, max_size=40))
-def test_seen_is_the_sum_of_its_classes_whatever_is_said(facts: list[f.Fact]) -> None:
+def test_seen_is_the_sum_of_its_classes_whatever_comes(facts: list[f.Fact]) -> None:
     with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
         store = Store(Path(folder) / "lmdb")
         for seq, fact in enumerate(facts, 1):
-            tell(store, [f.Numbered(seq=seq, fact=fact)], "life")
+            apply_facts(store, [f.Numbered(seq=seq, fact=fact)], "life")
             with store.reading() as txn:
                 stats = txn.stats()
                 assert stats.seen == sum(getattr(stats, name) for name in CLASSES)
@@ -134,13 +134,13 @@ def test_under_another_rubric_old_grades_are_history_and_the_tallies_move() -> N
     """An old lenient 95 must not beat a new strict 70, nor be counted beside it."""
     with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
         store = Store(Path(folder) / "lmdb")
-        hub = Teller(store)
+        hub = FactSource(store)
         image = hub.put(PATHS[0], "cat").image
         hub.take(0)
         for index, score in enumerate((95.0, 60.0)):
-            hub.say(f.CandidateMade(image=image, candidate=candidate(index)))
-            hub.say(f.CandidateGraded(image=image, grade=grade(index, score)))
-        hub.settle(hub.record(PATHS[0]))
+            hub.add(f.CandidateMade(image=image, candidate=candidate(index)))
+            hub.add(f.CandidateGraded(image=image, grade=grade(index, score)))
+        hub.conclude(hub.record(PATHS[0]))
         assert buckets(store) == {"score:60": 1, "score:95": 1, "best:95": 1}
         hub.rubric(1)
         hub.retry(0)
@@ -152,11 +152,11 @@ def test_under_another_rubric_old_grades_are_history_and_the_tallies_move() -> N
         strict = hub.recipe.rubric
         for index, score in enumerate((40.0, 70.0)):
             given = grade(index, score, number=1, rubric=strict)
-            hub.say(f.CandidateGraded(image=image, grade=given))
+            hub.add(f.CandidateGraded(image=image, grade=given))
         late = grade(0, 90.0, number=2)  # asked for before the change: history
-        hub.say(f.CandidateGraded(image=image, grade=late))
+        hub.add(f.CandidateGraded(image=image, grade=late))
         assert buckets(store) == {"score:40": 1, "score:70": 1, "best:95": 1}
-        hub.settle(hub.record(PATHS[0]))
+        hub.conclude(hub.record(PATHS[0]))
         assert buckets(store) == {"score:40": 1, "score:70": 1, "best:70": 1}
         document = result(hub)
         assert document["best_result"]["index"] == 1
@@ -175,5 +175,5 @@ def buckets(store: Store) -> dict[str, int]:
     return {name: t.count for name, t in rows.items() if t.count}
 
 
-def result(hub: Teller) -> dict[str, Any]:
+def result(hub: FactSource) -> dict[str, Any]:
     return result_document(hub.seen(hub.record(PATHS[0])), "/pictures")

@@ -64,7 +64,7 @@ def test_a_commit_that_hangs_looks_hung(hub: Hub) -> None:
     idle(hub)
     with lmdb.open(str(hub.state / "lmdb"), max_dbs=30, map_size=1 << 30) as env:
         with env.begin(write=True):  # whoever commits now has to wait
-            hub.say(*decided(A, "cat", 90.0))
+            hub.send(*decided(A, "cat", 90.0))
             time.sleep(0.5)
             first = pong(hub, 2)
             time.sleep(0.5)
@@ -92,10 +92,10 @@ def test_a_full_disk_under_the_results_loses_nothing(hub: Hub, tmp_path: Path) -
         hub.start()
         hub.wait(WriterUp)
         fill_up(disk / "ballast")
-        hub.say(*decided(A, "cat", 90.0))
+        hub.send(*decided(A, "cat", 90.0))
         assert hub.committed(6).stats.high_quality == 1, "the state is on another disk"
         assert "No space" in hub.wait(WriterBlocked).reason
-        hub.say(f.Numbered(seq=7, fact=f.ImageEnrolled(path=B, size=1, mtime_ns=1, time=1.0)))
+        hub.send(f.Numbered(seq=7, fact=f.ImageEnrolled(path=B, size=1, mtime_ns=1, time=1.0)))
         hub.committed(7)
         hub.pipe.put(Ping(query=1))
         hub.pipe.flush()
@@ -119,7 +119,7 @@ def test_a_full_disk_under_the_state_loses_nothing(hub: Hub, tmp_path: Path) -> 
         assert isinstance(made, f.CandidateMade)
         answer = msgspec.structs.replace(made.candidate, content=long)
         image[3] = f.Numbered(seq=4, fact=msgspec.structs.replace(made, candidate=answer))
-        hub.say(*image)
+        hub.send(*image)
         assert hub.wait(WriterBlocked).reason
         hub.pipe.put(Ping(query=1))
         hub.pipe.flush()

@@ -40,7 +40,7 @@ from rsd.system.files import TEMPORARY, InstanceLock, holding
 from tests.histories import (
     PATHS,
     RECIPE,
-    Teller,
+    FactSource,
     sha,
 )
 from tests.writer_hub import PATIENCE, SUMMARY, Hub, decided
@@ -64,21 +64,21 @@ OPERATIONS = ("enrol", "touch", "take", "take", "work", "work", "end", "crash")
 def script(tmp_path_factory: pytest.TempPathFactory) -> list[f.Numbered]:
     """A long history in which all kinds of facts occur and everything comes to its end."""
     store = Store(tmp_path_factory.mktemp("script") / "lmdb")
-    teller, chance = Teller(store, paths=SCRIPT_PATHS), random.Random(19)
+    source, chance = FactSource(store, paths=SCRIPT_PATHS), random.Random(19)
     for _ in range(160):
         name = chance.choice(OPERATIONS)
-        teller.operations[name](chance.randrange(1000))
+        source.operations[name](chance.randrange(1000))
         if chance.random() < 0.1:
-            teller.settle_all()
-            teller.spend(len(teller.said))
-            teller.operations[chance.choice(["retry", "gone"])](chance.randrange(1000))
-    teller.settle_all()
-    kinds = {type(n.fact) for n in teller.said}
+            source.conclude_all()
+            source.spend(len(source.facts))
+            source.operations[chance.choice(["retry", "gone"])](chance.randrange(1000))
+    source.conclude_all()
+    kinds = {type(n.fact) for n in source.facts}
     assert kinds == {*f.Fact.__args__} - {f.DialectLearned}  # type: ignore[attr-defined]
-    classes = {r.status for r in teller.images("high_quality", "low_quality", "failed")}
+    classes = {r.status for r in source.images("high_quality", "low_quality", "failed")}
     assert len(classes) == 3, "a script without all outcomes proves little"
     store.close()
-    return teller.said
+    return source.facts
 
 
 Outcome = tuple[dict[str, dict[bytes, bytes]], dict[str, bytes]]
@@ -89,7 +89,7 @@ def undisturbed(script: list[f.Numbered], tmp_path_factory: pytest.TempPathFacto
     hub = Hub(tmp_path_factory.mktemp("undisturbed"))
     hub.start()
     hub.wait(WriterUp)
-    hub.say(*script)
+    hub.send(*script)
     hub.close()
     return hub.store(), hub.files()
 
@@ -130,7 +130,7 @@ def test_killed_at_any_point_a_successor_ends_with_the_same(
     third = len(script) // 3
     parts = [script[:third], script[third : 2 * third], script[2 * third :]]
     for part in parts:
-        hub.say(*part)
+        hub.send(*part)
         while (message := hub.heard.get(timeout=PATIENCE)) is not None:
             if isinstance(message, WriterUp):
                 hub._ever_up = True
@@ -148,7 +148,7 @@ def test_killed_at_any_point_a_successor_ends_with_the_same(
     assert hub.child.exitcode == -signal.SIGKILL
     hub.start()
     hub.wait(WriterUp)
-    hub.say(*[n for n in script if n.seq > acknowledged])
+    hub.send(*[n for n in script if n.seq > acknowledged])
     hub.close()
     assert hub.store() == undisturbed[0]
     assert hub.files() == undisturbed[1]
@@ -165,7 +165,7 @@ def test_killed_at_random_again_and_again(
     for _ in range(8):
         hub.start()
         hub.wait(WriterUp)
-        hub.say(*[n for n in script if n.seq > acknowledged])
+        hub.send(*[n for n in script if n.seq > acknowledged])
         time.sleep(chance.random() * 0.1)
         hub.child.kill()
         while (message := hub.heard.get(timeout=PATIENCE)) is not None:
@@ -174,7 +174,7 @@ def test_killed_at_random_again_and_again(
         hub.child.join()
     hub.start()
     hub.wait(WriterUp)
-    hub.say(*[n for n in script if n.seq > acknowledged])
+    hub.send(*[n for n in script if n.seq > acknowledged])
     hub.close()
     assert (hub.store(), hub.files()) == undisturbed
 
@@ -184,7 +184,7 @@ def test_a_new_hub_is_told_what_is_active_and_the_spool_is_swept(hub: Hub) -> No
     hub.start()
     up = hub.wait(WriterUp)
     assert (up.stats.seen, up.pid) == (0, hub.child.pid)
-    hub.say(*facts)
+    hub.send(*facts)
     hub.committed(len(facts))
     hub.kill()
     for name in (sha("cat"), sha("dog"), "half" + TEMPORARY):
@@ -197,7 +197,7 @@ def test_a_new_hub_is_told_what_is_active_and_the_spool_is_swept(hub: Hub) -> No
     assert second.wait(WriterUp).stats.active == 1
     assert [p.name for p in (hub.state / "spool").iterdir()] == [sha("cat")]
     decision = decided(A, "cat", 90.0)[-1]
-    second.say(msgspec.structs.replace(decision, seq=1))
+    second.send(msgspec.structs.replace(decision, seq=1))
     second.close()
     assert list((hub.state / "spool").iterdir()) == []
     assert [Path(name).parts[0] for name in second.files()] == ["high_quality"]
@@ -219,10 +219,10 @@ def test_a_successor_under_a_living_hub_leaves_the_spool_alone(hub: Hub) -> None
 def test_withdrawn_pictures_leave_the_spool(hub: Hub) -> None:
     hub.start()
     hub.wait(WriterUp)
-    hub.say(*decided(A, "cat", 90.0)[:-1])
+    hub.send(*decided(A, "cat", 90.0)[:-1])
     for name in (sha("cat"), f"{sha('cat')}.url"):
         (hub.state / "spool" / name).write_bytes(b"x")
-    hub.say(f.Numbered(seq=6, fact=f.ImageGone(path=A, time=9.0)))
+    hub.send(f.Numbered(seq=6, fact=f.ImageGone(path=A, time=9.0)))
     hub.close()
     assert list((hub.state / "spool").iterdir()) == []
 
@@ -230,13 +230,13 @@ def test_withdrawn_pictures_leave_the_spool(hub: Hub) -> None:
 def test_questions_are_answered_in_their_order_after_the_facts_before_them(hub: Hub) -> None:
     hub.start()
     hub.wait(WriterUp)
-    hub.say(*decided(A, "cat", 10.0))
+    hub.send(*decided(A, "cat", 10.0))
     hub.pipe.put(FindContent(query=1, sha256=sha("cat"), image="00" * 16))
     hub.pipe.flush()
     hub.pipe.put(FindImages(query=2, status=ImageStatus.LOW_QUALITY, count=9))
     hub.pipe.flush()
     enrolled = f.ImageEnrolled(path=B, size=2, mtime_ns=2, time=4.0)
-    hub.say(f.Numbered(seq=7, fact=enrolled))
+    hub.send(f.Numbered(seq=7, fact=enrolled))
     hub.pipe.put(ReadBacklog(query=3, after=0, count=10))
     hub.pipe.flush()
     hub.pipe.put(ListPending(query=4, after=0, count=10))
@@ -285,7 +285,7 @@ def test_the_summary_follows_after_the_interval_and_a_reload(hub: Hub) -> None:
     config = msgspec.structs.replace(SUMMARY, score_threshold=70.0)
     hub.pipe.put(Reconfigure(summary=config, checkpoint_interval=1))
     hub.pipe.flush()
-    hub.say(*decided(A, "cat", 90.0))
+    hub.send(*decided(A, "cat", 90.0))
     hub.committed(6)
     end = time.monotonic() + 8  # less than the ten seconds of an ordinary change
     while True:
@@ -304,6 +304,6 @@ def test_folders_that_somebody_clears_away_come_back(hub: Hub) -> None:
     hub.wait(WriterUp)
     for folder in ("high_quality", "low_quality", "failed"):
         (hub.output / folder).rmdir()
-    hub.say(*decided(A, "cat", 90.0))
+    hub.send(*decided(A, "cat", 90.0))
     hub.close()
     assert list(hub.files()) == [f"high_quality/{result_name(A)}"]

@@ -60,7 +60,7 @@ class World:
 
     def run(self) -> None:
         """Until nothing is asked any more; every answer is committed at once."""
-        self.inbox.look()
+        self.inbox.poll()
         while self.asked:
             self.answer()
             self.inbox.on_committed(self.seq)
@@ -69,7 +69,7 @@ class World:
 def test_a_request_is_removed_when_its_facts_are_durable_and_not_before(tmp_path: Path) -> None:
     world = World(tmp_path)
     world.lay(Retry(paths=(b"a.png", b"\xff.png"), fresh=True))
-    world.inbox.look()
+    world.inbox.poll()
     assert world.names(), "it is only read"
     world.answer()
     assert world.names(), "its facts are only on their way"
@@ -89,7 +89,7 @@ def test_a_hub_that_dies_on_the_way_leaves_the_request_to_the_next(
 ) -> None:
     world = World(tmp_path)
     world.lay(Retry(paths=(b"a.png", b"b.png")))
-    world.inbox.look()
+    world.inbox.poll()
     if dies_after != "reading":
         world.answer()
     if dies_after == "half":
@@ -118,7 +118,7 @@ def test_a_hundred_thousand_paths_are_many_small_requests_and_few_questions(
 def test_a_class_is_taken_page_by_page_each_when_the_one_before_is_durable(tmp_path: Path) -> None:
     world = World(tmp_path, in_class=3 * PATHS_MAX)
     world.lay(Retry(status=ImageStatus.FAILED))
-    world.inbox.look()
+    world.inbox.poll()
     pages = 0
     while world.asked:
         world.answer()

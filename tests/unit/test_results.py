@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
 
@@ -9,7 +10,9 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
+from rsd.commands.show import print_image
 from rsd.protocol.vocabulary import Candidate, Grade, Role, Stats, SummaryConfig, TokenPrices
 from rsd.state.records import HIGH, LOW, FailureRecord, ImageRecord, Tally
 from rsd.state.results import (
@@ -275,3 +278,17 @@ def test_row_keys_fit_into_lmdb_and_short_ones_are_whole(name: str) -> None:
 
 def test_a_candidate_counts_in_its_prompt_and_each_of_its_parameters() -> None:
     assert levels(candidate(3)) == ("prompt:p2", "temperature:1", "top_p:0.9", "top_k:40")
+
+
+def test_show_marks_grades_by_another_rubric() -> None:
+    old = grade(0, 95.0, rubric="0" * 16)
+    seen = view_of([candidate(0)], {0: [old, grade(0, 70.0, number=1)]})
+    seen.rubric = RECIPE.rubric
+    text = io.StringIO()
+    print_image(Console(file=text, width=200), seen, [], "")
+    assert "grade by another rubric 95: because 95" in text.getvalue()
+    assert "   grade 70: because 70" in text.getvalue()
+    assert ": 70.0  <- best" in text.getvalue()
+    document = result_document(seen, "/pictures")
+    assert document["best_result"]["score"] == 70.0
+    assert [g["rubric"] for g in document["best_result"]["grades"]] == ["0" * 16, RECIPE.rubric]
