@@ -72,6 +72,13 @@ class ImageStarted(Struct, frozen=True, kw_only=True, tag_field="kind", tag="sta
     time: float
 
 
+class RecipeChanged(Struct, frozen=True, kw_only=True, tag_field="kind", tag="recipe_changed"):
+    """An active image goes on with another grader: its recipe is this one from now on."""
+
+    image: ImageId
+    config: str  #: fingerprint of a stored recipe
+
+
 class PlannedSample(Struct, frozen=True, kw_only=True):
     """One candidate that a step asks for."""
 
@@ -196,6 +203,7 @@ Fact = (
     | ImageGone
     | ImageChecked
     | ImageStarted
+    | RecipeChanged
     | StepChosen
     | CandidateMade
     | CandidateGraded

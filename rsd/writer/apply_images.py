@@ -36,6 +36,7 @@ class ImageRules:
             f.ImageGone: self._gone,
             f.ImageChecked: self._checked,
             f.ImageStarted: self._started,
+            f.RecipeChanged: self._recipe_changed,
             f.ImageDecided: self._decided,
             f.ImageSetAside: self._set_aside,
             f.DecodeCrashed: self._crashed,
@@ -119,7 +120,8 @@ class ImageRules:
         self.ledger.txn.delete("active", key(image))
         self._disown(old)
         self.ledger.count_win(old, -1)
-        filed, old.filed, old.recheck = old.filed, "", False
+        filed, old.filed = old.filed, ""
+        recheck, old.recheck = old.recheck, False  # the bytes may have changed once more
         self.ledger.move(old, REPLACED, old.reason)
         self.ledger.save(old)
         self.ledger.stats.queued += 1
@@ -135,6 +137,7 @@ class ImageRules:
             status=QUEUED,
             enrolled_at=old.enrolled_at,
             filed=FAILED if filed == FAILED else "",  # goes away when the new bytes start
+            recheck=recheck,
         )
 
     def _started(self, fact: f.ImageStarted) -> None:
@@ -158,6 +161,15 @@ class ImageRules:
         self.ledger.txn.put("active", key(fact.image), b"")
         self.ledger.txn.put_new("contents", bytes.fromhex(fact.info.sha256), key(fact.image))
         self.ledger.save(record)
+
+    def _recipe_changed(self, fact: f.RecipeChanged) -> None:
+        record = self.ledger.image(fact.image)
+        if record is None or record.status != ACTIVE:
+            return
+        ledger = self.ledger
+        ledger.rescore(fact.image, ledger.rubric(record.config), ledger.rubric(fact.config))
+        record.config = fact.config
+        ledger.save(record)
 
     def _crashed(self, fact: f.DecodeCrashed) -> None:
         record = self.ledger.image(fact.image)

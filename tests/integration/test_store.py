@@ -407,6 +407,23 @@ def test_a_file_that_changes_while_it_is_queued_is_looked_at_again(hub: FactSour
     assert hub.record(A).sha256 == sha("dog")
 
 
+def test_bytes_that_change_while_their_new_version_is_read_are_looked_at_again(
+    hub: FactSource,
+) -> None:
+    hub.put(A, "cat")
+    hub.take(0)
+    work_off(hub)
+    hub.put(A, "dog")
+    with hub.store.reading() as txn:
+        (queued,) = view.backlog_page(txn, 0, 8)
+    hub.put(A, "owl")
+    hub.files[A] = "dog"
+    hub.prepare(queued)
+    hub.files[A] = "owl"
+    hub.conclude_all()
+    assert hub.record(A).sha256 == sha("owl")
+
+
 def test_a_duplicate_of_bytes_that_nobody_has_any_more_is_taken_up_itself(hub: FactSource) -> None:
     hub.put(A, "cat")
     hub.conclude_all()

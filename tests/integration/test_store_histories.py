@@ -169,6 +169,31 @@ def test_under_another_rubric_old_grades_are_history_and_the_tallies_move() -> N
         store.close()
 
 
+def test_an_active_image_with_another_grader_is_scored_by_its_rubric() -> None:
+    with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
+        store = Store(Path(folder) / "lmdb")
+        hub = FactSource(store)
+        image = hub.put(PATHS[0], "cat").image
+        hub.take(0)
+        hub.add(f.CandidateMade(image=image, candidate=candidate(0)))
+        hub.add(f.CandidateGraded(image=image, grade=grade(0, 95.0)))
+        hub.rubric(1)
+        for _ in range(2):
+            hub.add(f.RecipeChanged(image=image, config=hub.recipe.fingerprint))
+            assert not buckets(store)
+            recount(store)
+        given = grade(0, 70.0, number=1, rubric=hub.recipe.rubric)
+        hub.add(f.CandidateGraded(image=image, grade=given))
+        assert buckets(store) == {"score:70": 1}
+        hub.conclude(hub.record(PATHS[0]))
+        assert result(hub)["best_result"]["score"] == 70.0
+        recount(store)
+        changed = f.RecipeChanged(image=image, config="")
+        hub.add(changed)
+        assert result(hub)["best_result"]["score"] == 70.0, "a decided image stays as it is"
+        store.close()
+
+
 def buckets(store: Store) -> dict[str, int]:
     with store.reading() as txn:
         rows = {k.decode(): decode(Tally, v) for k, v in txn.scan("tallies")}

@@ -190,6 +190,14 @@ class Hub:
         self.policy = replace(self.policy, roles=roles | {Role.GENERATE: generate})
         self.think(events.PolicyChanged(policy=self.policy))
 
+    def reload_grader(self, model: str) -> None:
+        """Another grader: its grades do not mix with those of the former one."""
+        with_grader = msgspec.structs.replace(self.policy.recipe, grader_model=model)
+        grade = replace(self.policy.roles[Role.GRADE], model=model)
+        roles = self.policy.roles | {Role.GRADE: grade}
+        self.policy = replace(self.policy, roles=roles, recipe=with_grader)
+        self.think(events.PolicyChanged(policy=self.policy))
+
     def kill(self, worker: str) -> None:
         self.past += [(worker, lease) for lease in self.leases.pop(worker)]
         self.think(events.WorkerGone(worker=worker))

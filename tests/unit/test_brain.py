@@ -25,6 +25,7 @@ from rsd.protocol.tasks import (
     ReadLoad,
 )
 from rsd.protocol.vocabulary import SPOOL_REFUSED, CallError, Recipe, Role
+from rsd.protocol.writer_talk import ReadBacklog
 from rsd.strategy.base import ImageState, Step
 from rsd.strategy.fixed import next_step
 from tests.unit.world import World, policy, recipe, transient
@@ -442,3 +443,16 @@ def test_each_variant_of_a_picture_is_prepared_for_the_calls_that_send_it() -> N
     world.run([b"a.png"])
     assert len(world.store.decided) == 1 and len(world.store.candidates) == 3
     assert prepared[0] == "whole" and set(prepared) == {"whole", "half"}
+
+
+def test_a_short_page_of_the_backlog_is_not_its_end() -> None:
+    class ShortPages(World):
+        def reply(self) -> None:
+            after, query = self.questions[0]
+            if isinstance(query, ReadBacklog):
+                self.questions[0] = after, msgspec.structs.replace(query, count=3)
+            super().reply()
+
+    world = ShortPages(random.Random(1), policy())
+    world.run(PATHS)
+    assert len(world.store.decided) == 8

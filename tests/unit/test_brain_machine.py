@@ -55,6 +55,7 @@ from rsd.state.records import (
     key32,
 )
 from rsd.state.store import Store
+from rsd.state.tallies import score_of
 from rsd.state.transaction import Transaction
 from tests.histories import dump, info_of, sha
 from tests.recount import recount
@@ -269,6 +270,11 @@ class BrainMachine(RuleBasedStateMachine):
     def reload(self, model: str, cap: int, servers: int) -> None:
         self.hub.reload(model, cap, servers)
 
+    @rule(model=st.sampled_from(("o4-mini", "another")))
+    def reload_grader(self, model: str) -> None:
+        self.touched |= set(PATHS)  # its scores are others
+        self.hub.reload_grader(model)
+
     def reply(self, worker: str, lease: int, reply: Any) -> None:
         self.hub.past.append((worker, lease))
         loan = self.hub.brain.dispatch.leases.loans.get(lease)
@@ -425,11 +431,15 @@ class BrainMachine(RuleBasedStateMachine):
                 assert path in self.touched
                 continue
             if content == "broken":
-                assert record.status == FAILED and record.reason == "corrupt"
+                assert record.status == FAILED and record.reason == "corrupt", record
                 continue
             assert record.sha256 == sha(content), "the result is of other bytes"
             holders.setdefault(content, []).append(record.status)
             if record.status in (HIGH, LOW):
+                with self.store.reading() as txn:
+                    seen = view.view(txn, record)
+                winner = seen.grades[record.winner if record.winner is not None else -1]
+                assert record.score == score_of(winner, seen.rubric), "grades of two rubrics"
                 quality = "high" if (record.score or 0) >= 60 else "low"
                 assert (record.status == HIGH) == (quality == "high")
                 plain = record.sha256 not in self.lasting and path not in self.touched

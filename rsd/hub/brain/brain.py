@@ -29,7 +29,7 @@ from rsd.hub.brain.events import (
     WorkerLeaving,
     WorkerUp,
 )
-from rsd.hub.brain.image import ActiveImage, requests_per_image
+from rsd.hub.brain.image import ActiveImage, requests_per_image, with_grader
 from rsd.hub.brain.intake import Intake, identity
 from rsd.hub.brain.limits import EndpointLimit
 from rsd.hub.brain.outcomes import Outcomes
@@ -39,7 +39,6 @@ from rsd.hub.brain.rounds import Rounds
 from rsd.hub.brain.turn import Turn
 from rsd.hub.brain.view import BrainView, view_of
 from rsd.protocol.facts import (
-    ConfigStored,
     Fact,
     ImageGone,
     ImageStarted,
@@ -70,7 +69,6 @@ class Brain:
         self.outcomes = Outcomes(policy, self.turn, self.dispatch, self.intake, self.rounds)
         self.replies = Replies(self.turn, self.dispatch, self.intake, self.rounds, self.outcomes)
         self.draining = False
-        self._stored: set[str] = set()  # recipes that the writer has
         self.started = False  #: the writer is open
         self._finished = False
         self._scan_done = not policy.once
@@ -113,7 +111,7 @@ class Brain:
             case PathsGone(facts=facts):
                 self._gone(facts)
             case Recovered(history=history, recipe=recipe):
-                self._stored.add(recipe.fingerprint)
+                self.rounds.stored.add(recipe.fingerprint)
                 if history.image not in self.rounds.images:  # a writer died meanwhile
                     self.rounds.activate(ActiveImage.from_history(history, recipe))
             case Started(stats=stats, dialects=dialects):
@@ -222,15 +220,13 @@ class Brain:
     # ------------------------------------------------------------------------- start of an image
 
     def _start(self, queued: QueuedImage, info: ImageInfo, found: ContentFound) -> None:
-        recipe = found.recipe or self.policy.recipe
+        recipe = with_grader(found.recipe or self.policy.recipe, self.policy.recipe)
         mine, version = identity(queued, info.sha256)
         if found.history is not None and found.image == mine:
             image = ActiveImage.from_history(found.history, recipe, info)
         else:
             image = ActiveImage(mine, queued.path, version, info, recipe, recipe.fingerprint)
-        if image.config not in self._stored:
-            self._stored.add(image.config)
-            self.turn.persist(ConfigStored(recipe=recipe), size=16_384)
+        self.rounds.store_recipe(recipe)
         self.turn.persist(
             ImageStarted(
                 image=mine,

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import msgspec
 
-from rsd.hub.brain.queue import Work
+from rsd.hub.brain.queue import Work, WorkKind
 from rsd.protocol.facts import PlannedGrading, PlannedSample, StepChosen
 from rsd.protocol.tasks import CandidateText
 from rsd.protocol.vocabulary import Candidate, ImageId, ImageInfo, Recipe, seed_of
@@ -115,13 +115,15 @@ class ActiveImage:
         """Take over the grader of the settings: its calls go to that one, whatever the image was
         started with. The template stays. True when that is another rubric.
         """
-        self.recipe = msgspec.structs.replace(
-            self.recipe,
-            grader_model=current.grader_model,
-            reasoning_effort=current.reasoning_effort,
-        )
-        before, self.rubric = self.rubric, self.recipe.rubric
-        return self.rubric != before
+        recipe = with_grader(self.recipe, current)
+        changed = recipe.rubric != self.rubric
+        self.recipe, self.config, self.rubric = recipe, recipe.fingerprint, recipe.rubric
+        return changed
+
+    def unpark_grading(self) -> None:
+        """Forget the grading calls that wait for the picture."""
+        for calls in self.parked.values():
+            calls[:] = [work for work in calls if work.kind is not WorkKind.GRADE]
 
     def missing(self, index: int) -> list[int]:
         """Numbers of a candidate's grades that are still to come."""
@@ -299,6 +301,13 @@ class ActiveImage:
             ):
                 candidate.failed = True
         return self
+
+
+def with_grader(recipe: Recipe, current: Recipe) -> Recipe:
+    """A recipe whose candidates are graded by the grader of another one."""
+    return msgspec.structs.replace(
+        recipe, grader_model=current.grader_model, reasoning_effort=current.reasoning_effort
+    )
 
 
 def requests_per_image(recipe: Recipe, max_n: int) -> int:

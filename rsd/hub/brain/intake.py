@@ -146,7 +146,7 @@ class Intake:
         self._asking = None
         if first:
             named = [q for q in page.images if q.queue_seq < FIRST_QUEUE]
-            self._priority_cursor = named[-1].queue_seq if len(named) >= WINDOW else high
+            self._priority_cursor = named[-1].queue_seq if named else high
             self.window.extendleft(q for q in reversed(named) if q.image not in self.preparing)
             return
         # What came into the lane that goes first since the start has a cursor of its own.
@@ -154,8 +154,8 @@ class Intake:
         self.window.extend(
             q for q in page.images if q.image not in self.preparing and q.queue_seq not in lane
         )
-        last = page.images[-1].queue_seq if page.images else 0
-        self.cursor = last if len(page.images) >= WINDOW else max(last, high)
+        # A short page is no end: only an empty one says that nothing is left below `high`.
+        self.cursor = page.images[-1].queue_seq if page.images else max(self.cursor, high)
 
     def task(self, work: Work) -> Prepare | None:
         """What a worker is lent; None when the image was withdrawn meanwhile."""

@@ -9,8 +9,16 @@ from rsd.hub.brain.events import Forget, Policy
 from rsd.hub.brain.image import ActiveImage
 from rsd.hub.brain.queue import Work, WorkKind
 from rsd.hub.brain.turn import Turn
-from rsd.protocol.facts import GradingFailed, ImageDecided, ImageSetAside, SampleFailed, StepChosen
-from rsd.protocol.vocabulary import CallError, ImageId, Role
+from rsd.protocol.facts import (
+    ConfigStored,
+    GradingFailed,
+    ImageDecided,
+    ImageSetAside,
+    RecipeChanged,
+    SampleFailed,
+    StepChosen,
+)
+from rsd.protocol.vocabulary import CallError, ImageId, Recipe, Role
 from rsd.strategy.base import Stop
 from rsd.strategy.fixed import next_step
 
@@ -27,6 +35,7 @@ class Rounds:
         self.dispatch = dispatch
         self.images: dict[ImageId, ActiveImage] = {}
         self.contents: dict[str, ImageId] = {}  #: sha256 of the active images
+        self.stored: set[str] = set()  #: recipes that the writer has
         #: Withdrawn while calls were under way: their answers are paid for and still stored.
         self.departed: dict[ImageId, ActiveImage] = {}
         self._wants_step: deque[ImageId] = deque()  # images at a barrier
@@ -45,7 +54,7 @@ class Rounds:
 
     def activate(self, image: ActiveImage) -> None:
         """A started or recovered image: queue what it lacks."""
-        image.grade_as(self.policy.recipe)
+        self._follow_grader(image)
         self.images[image.image] = image
         self.contents[image.sha256] = image.image
         self._enqueue_missing(image)
@@ -55,17 +64,51 @@ class Rounds:
         the former rubric goes nowhere, what is under way becomes history.
         """
         self.policy = policy
-        changed = [i for i in self.images.values() if i.grade_as(policy.recipe)]
-        if changed:
-            self.dispatch.queue.drop(lambda work: not self.stale(work))
-        for image in changed:
-            self.check_barrier(image)
+        changed = {i.image: i for i in self.images.values() if self._follow_grader(i)}
+        if not changed:
+            return
+        self.dispatch.queue.drop(
+            lambda work: work.kind is not WorkKind.GRADE or work.image not in changed
+        )
+        for image in changed.values():
+            image.unpark_grading()
+            if not image.choosing:
+                self._resume_grading(image)
+
+    def _resume_grading(self, image: ActiveImage) -> None:
+        """Queue the grades that are missing and not under way: their rubric is back in force."""
+        lent = self.dispatch.leases.loans.values()
+        under_way = {
+            (index, loan.item.number)
+            for loan in lent
+            if loan.item.image == image.image and loan.item.rubric == image.rubric
+            for index in loan.item.indices
+        }
+        for indices, number in image.to_grade():
+            if any(number in image.missing(i) and (i, number) not in under_way for i in indices):
+                self.queue(image, WorkKind.GRADE, indices, number)
+        self.check_barrier(image)
+
+    def _follow_grader(self, image: ActiveImage) -> bool:
+        if not image.grade_as(self.policy.recipe):
+            return False
+        self.store_recipe(image.recipe)
+        self.turn.persist(RecipeChanged(image=image.image, config=image.config))
+        return True
+
+    def store_recipe(self, recipe: Recipe) -> None:
+        """The writer must have a recipe before a fact names it."""
+        if recipe.fingerprint not in self.stored:
+            self.stored.add(recipe.fingerprint)
+            self.turn.persist(ConfigStored(recipe=recipe), size=16_384)
 
     def stale(self, work: Work) -> bool:
-        """Whether a grade would be of a rubric that is not its image's any more."""
+        """Whether nobody waits for this grade: it is known, or of a rubric not in force."""
         image = self.images.get(work.image)
-        grading = work.kind is WorkKind.GRADE
-        return grading and image is not None and work.rubric != image.rubric
+        if image is None or work.kind is not WorkKind.GRADE:
+            return False
+        known = not any(work.number in image.missing(i) for i in work.indices)
+        return work.rubric != image.rubric or known
 
     def take_step(self, step: StepChosen) -> None:
         """A round begins."""
@@ -115,6 +158,10 @@ class Rounds:
             self._wants_step.popleft()  # not before: an exception would leave it `choosing`
 
     def _next_step(self, image: ActiveImage) -> None:
+        if not image.round_complete:  # a reload brought back a rubric of which grades are missing
+            image.choosing = False
+            self._resume_grading(image)
+            return
         step = next_step(image.state())
         if isinstance(step, Stop):
             self._decide(image, step)
