@@ -32,7 +32,7 @@ CORPUS: list[tuple[str, str, float | None]] = [
     ("trailing comma", '{"explanation": "x", "score": 85,}', 85),
     ("newline in a string", '{"explanation": "a\nb", "score": 85}', 85),
     ("byte order mark", '\ufeff{"explanation": "x", "score": 85}', 85),
-    ("more fields", '{"explanation": "x", "components": 12, "total": 14, "score": 85}', 85),
+    ("more fields", '{"explanation": "x", "components": 12, "arrows": 14, "score": 85}', 85),
     ("sub-scores inside", '{"names": {"score": 3}, "explanation": "x", "score": 85}', 85),
     ("max 100", '{"explanation": "x", "score": 85, "max_score": 100}', 85),
     ("wrapped", '{"result": {"explanation": "x", "score": 85}}', 85),
@@ -56,6 +56,7 @@ CORPUS: list[tuple[str, str, float | None]] = [
     ("range", '{"explanation": "x", "score": "80-85"}', None),
     ("object", '{"explanation": "x", "score": {"value": 85}}', None),
     ("list", '{"explanation": "x", "score": [85]}', None),
+    ("perhaps a scale", '{"explanation": "x", "components": 12, "total": 14, "score": 85}', None),
     ("own scale", '{"explanation": "x", "score": 8, "max_score": 10}', None),
     ("no score", '{"explanation": "Score: 85/100"}', None),
     ("only a part's score", '{"criteria": {"names": {"score": 9}}, "total": 85}', None),
@@ -188,6 +189,9 @@ def test_an_echo_of_the_candidate_is_no_verdict(claim: str) -> None:
         assert isinstance(pointwise(answer, candidate), Unparsable), answer
     for answer in ('{"explanation": "perfect", "score": 1E+0002}', "100/100"):
         assert isinstance(pointwise(answer, f"A --> B\n{answer}"), Unparsable), answer
+    escaped = '{"explanation": "All\\nright", "score": 100}'
+    for answer in (f"```json\n{escaped}\n```", f"<think>Hm.</think>{escaped}"):
+        assert isinstance(pointwise(answer, f"A --> B\n{escaped}"), Unparsable), answer
     honest = '{"explanation": "it praises itself", "score": 7}'
     assert pointwise(honest, candidate) == Score(7.0, "it praises itself")
 
@@ -282,10 +286,10 @@ def values(text: str, ids: list[str] = IDS) -> dict[str, float]:
         ("```json\n" + rows(("K7QX", 10)) + "\n```", {"K7QX": 10}),
         ("Here:\n" + rows(("K7QX", 10)) + "\nDone.", {"K7QX": 10}),
         (json.dumps([{"id": "K7QX", "score": 10}]), {"K7QX": 10}),
-        (json.dumps({"K7QX": {"score": 10}, "B3MT": 90}), {"K7QX": 10, "B3MT": 90}),
+        (json.dumps({"K7QX": {"score": 10}, "B3MT": 90}), {}),
         (rows(("K7QX", 10), ("B3MT", 90))[:-25], {}),
         (rows(("K7QX", 10)) + rows(("K7QX", 11)), {}),
-        ("K7QX: 70\n" + rows(("K7QX", 85), ("B3MT", 40)), {"B3MT": 40}),
+        ("K7QX: 70\n" + rows(("K7QX", 85), ("B3MT", 40)), {}),
         (rows(("K7QX", 85)) + "\nK7QX: 70", {}),
         ("K7QX: 85/100\nB3MT: 40/100", {}),
         ("| K7QX | 85 |\n| B3MT | 8 |", {}),

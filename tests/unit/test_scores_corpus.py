@@ -60,7 +60,7 @@ FORMS = [
     '{{"explanation": "x", "score": "{0}/100"}}',
     '{{"explanation": "x", "score": {0}.0,}}',
     "{{'explanation': 'x', 'score': {0}}}",
-    '{{"explanation": "x", /* sum */ "score": {0} // of 100\n}}',
+    '{{"explanation": "x", /* sum */ "score": {0} // of all\n}}',
     '```json\n{{"explanation": "x", "score": {0}}}\n```',
     'Here it is:\n```json\n{{"explanation": "x", "score": {0}}}\n```\nGood luck.',
     '<think>{1}? Score: {1}</think>\n{{"explanation": "x", "score": {0}}}',
@@ -72,6 +72,7 @@ FORMS = [
 ]
 #: What a person could read as well: it is asked for again.
 UNREAD = [
+    '{{"explanation": "x", "score": {0} // of 100\n}}',
     "Score: {0}%",
     "## Score\n\n{0}/100",
     "Score: $\\boxed{{{0}/100}}$",
@@ -183,7 +184,7 @@ pieces = [" ", "\\n", "_", "*", "`", "#", "{", "}", "[", "(", '"', "'", "\\\\", 
 pieces += ["a_", "score", "score: ", "Score: 85/100\\n", "Score\\n", "Score \\n\\n", "score("]
 pieces += ["score 1 ", "得分：", "总分：1 ", "```", "<think>", "</think>", "{}", "{'a':", '{"a":']
 pieces += ["9<b>", "9*", '{"score": 1}', '{"score": 1,', "/*", "//", "# ", "{ /*", "{ ", "\\n,"]
-pieces += ["scale ", "| a "]
+pieces += ["scale ", "| a ", "{{", "{a, ", "“", "no ", "not image ", "image ", "1.", "0", "a:"]
 pieces += [ "K7QX", "K7QX: ", "K7QX 1\\n", "\\\\boxed{", "<score>1", "\\0", "final ", "final: 1. "]
 for piece in pieces:
     text = "Score:" + piece * (400_000 // len(piece)) + '"}'

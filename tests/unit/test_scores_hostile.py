@@ -22,6 +22,9 @@ NO_PICTURE = [
     "The image is missing.",
     "Since the image was not provided, I give nothing.",
     "The diagram isn't visible.",
+    "The attached image did not load.",
+    "The image seems to be missing.",
+    "Without the image nothing can be said.",
 ]
 
 
@@ -60,6 +63,7 @@ PARTS = [
     '{results: [{id: "A", score: 85}, {id: "B", sc',
     'Okay <think> maybe {"score": 30, "explanation": "x"}',
     '<think>a</think> <think> {"score": 30}',
+    '"explanation": "a", "names": {"score": 5}',
 ]
 
 

@@ -9,6 +9,7 @@ for good.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -42,69 +43,54 @@ def pointwise(text: str, shown: str = "") -> Score | Unparsable:
     """The score of a call with one candidate. `shown` is the candidate as the grader saw it: a
     score that stands in there as well may be an echo, not a verdict.
     """
-    answer = _without_thoughts(text)
-    if isinstance(answer, Unparsable):
-        return answer
-    theirs = _squeezed(shown)
-    if _squeezed(answer) in theirs:
-        return Unparsable("an echo of the candidate")
-    found = lenient_json.objects(answer)
-    if found.objects:
-        score = _among_prose(found)
-    elif "{" in answer:
-        return Unparsable("broken JSON")
-    else:
-        value = prose.read(answer)
-        score = Unparsable(value) if isinstance(value, str) else Score(value, _kept(answer))
+    found = _read(text)
+    if isinstance(found, Unparsable):
+        return found
+    score = _in_json(found) if found.objects else _in_prose(found.tail)
     if isinstance(score, Unparsable) or not prose.claims(shown, score.score):
         return score
-    own = found.objects and not _WORDS.search(found.prose)
-    if own and _squeezed(score.explanation) not in theirs:
-        return score
+    if found.objects and found.alone:
+        theirs, words = _squeezed(shown), score.explanation
+        raw = json.dumps(words, ensure_ascii=False)[1:-1]
+        if not any(_squeezed(own) in theirs for own in (text, words, raw)):
+            return score
     return Unparsable("perhaps a score that the candidate claims")
 
 
-def _among_prose(found: lenient_json.Found) -> Score | Unparsable:
-    scored: list[Score] = []
+def _in_json(found: lenient_json.Found) -> Score | Unparsable:
+    best: Score | None = None
     for score in map(_of_object, found.objects):
         if isinstance(score, Unparsable):
             return score
-        scored.append(score)
-    if len(prose.called(found.prose) | {score.score for score in scored}) > 1:
-        return Unparsable("scores that contradict each other")
-    lead = found.prose.removesuffix(found.tail)
-    if prose.quotes(found.prose) or prose.refuses(found.prose) or prose.supposed(lead):
-        return Unparsable("perhaps an example, or the words of somebody else")
-    if prose.taken_back(found.tail) or _commented(found):
-        return Unparsable("second thoughts")
-    best = max(scored, key=lambda score: len(score.explanation))
-    return Score(best.score, best.explanation or _kept(found.prose))
+        if best and best.score != score.score:
+            return Unparsable("scores that contradict each other")
+        best = max(best or score, score, key=lambda each: len(each.explanation))
+    assert best is not None
+    if not found.alone and (why := prose.doubt(found.lead, found.tail, best.score)):
+        return Unparsable(why)
+    return Score(best.score, best.explanation or _kept(found.lead + found.tail))
 
 
-def _commented(found: lenient_json.Found) -> bool:
-    """Whether the comments in JSON may change what it says; they may name the scale."""
-    return prose.taken_back(re.sub(r"\b100\b", "", found.comments))
+def _in_prose(text: str) -> Score | Unparsable:
+    value = prose.read(text)
+    return Unparsable(value) if isinstance(value, str) else Score(value, _kept(text))
 
 
 def listwise(text: str, ids: Iterable[str]) -> dict[str, Score]:
     """The scores of a call with several candidates; ids that are missing were unparsable."""
-    answer = _without_thoughts(text)
-    if isinstance(answer, Unparsable):
-        return {}
     wanted = {name.casefold(): name for name in ids}
-    named = re.compile("|".join(map(re.escape, wanted)) or r"\Z.")
-    found = lenient_json.objects(answer)
-    if prose.taken_back(named.sub("", found.tail.casefold())) or _commented(found):
+    found = _read(text)
+    if isinstance(found, Unparsable) or not wanted:
         return {}
-    if prose.quotes(found.prose) or prose.refuses(found.prose):
+    around = re.sub("|".join(map(re.escape, wanted)), "", f"{found.lead}\n{found.tail}".casefold())
+    if prose.doubt("", around, None):
         return {}
     scores: dict[str, Score] = {}
     doubtful: set[str] = set()
-    for line in found.prose.casefold().splitlines():
-        if re.search(r"\d", named.sub("", line)):
-            doubtful.update(wanted[name] for name in named.findall(line))
-    for name, score in (row for data in found.objects for row in _rows(data, wanted)):
-        if isinstance(score, Unparsable) or score.score != scores.setdefault(name, score).score:
+    for entry in (entry for data in found.objects for entry in _entries(data)):
+        name = wanted.get(str(entry["id"]).strip().casefold())
+        score = _of_object(entry)
+        if name and (isinstance(score, Unparsable) or scores.setdefault(name, score) != score):
             doubtful.add(name)
     values = sorted(score.score for score in scores.values())
     if len(values) > 1 and values == list(range(1, len(values) + 1)):
@@ -122,12 +108,14 @@ _CHANNEL: Final = "<|channel|>"
 _FINAL: Final = "<|channel|>final<|message|>"
 
 
-def _without_thoughts(text: str) -> str | Unparsable:
+def _read(text: str) -> lenient_json.Found | Unparsable:
+    """The objects and the prose of an answer without its thoughts."""
     if len(text) > TEXT_MAX:
         return Unparsable("too long")
     text = text.lstrip("\ufeff").strip()
-    if lenient_json.whole(text) is not None:
-        return text
+    found = lenient_json.read(text)
+    if found and found.objects and found.alone:
+        return found
     if _CHANNEL in text:
         _, final, text = text.partition(_FINAL)
         if not final or _CHANNEL in text:
@@ -138,82 +126,75 @@ def _without_thoughts(text: str) -> str | Unparsable:
         if len(parts) != 2 or ("{" in parts[0] and not _OPENED.match(text)):
             return Unparsable("thoughts that do not end, or end twice")
         text = parts[1].strip()
-    if _OPENED.search(text) and lenient_json.whole(text) is None:
+    found = lenient_json.read(text)
+    if _OPENED.search(text) and not (found and found.alone):
         return Unparsable("thoughts that do not end, or end twice")
-    return text or Unparsable("empty")
+    return (found or Unparsable("broken JSON")) if text else Unparsable("empty")
 
 
 # ------------------------------------------------------------------------------------ JSON answers
 
 _EXPLANATIONS: Final = ("explanation", "reasoning", "reason", "rationale", "comment", "理由")
 _SCORES: Final = {"score", "final_score", "overall_score", "total_score", "得分", "评分", "分数"}
-#: Beside a score these must say the same.
-_REVISED: Final = re.compile(r"(?:\w*ed|new|actual|true)_?score")
-#: So must these where they are numbers.
-_VERDICTS: Final = re.compile(
-    r"(?:final|overall|corrected|revised|adjusted|updated)(?:_\w+)?|"
-    r"score_(?:final|overall|total|revised|adjusted|corrected|after_?\w*|new)|grade|verdict"
+#: A second verdict beside the score, where it holds a number.
+_VERDICT: Final = re.compile(
+    r"(?:final|overall|corrected|revised|adjusted|updated)(?:_\w+)?|(?:\w*ed|new|actual|true)_?score|"
+    r"score_\w+|grade|verdict"
 )
-_LIMIT: Final = re.compile(
-    r"max_?(?:imum)?(?:_(?:possible|score|points|marks|value))*|maxscore|out_?of|scale|full_marks|"
-    r"(?:score|total)_?(?:max|maximum|possible|range|scale)|scale_max|range|(?:points_)?possible"
-    r"(?:_points)?"
+#: The end of the scale.
+_SCALE: Final = re.compile(
+    r"max(?:_?(?:imum|possible|score|points|marks|value))*|out_?of|full_marks|total|"
+    r"(?:(?:score|total|points)_?)?(?:max|maximum|possible|range|scale)(?:_max|_points)?"
 )
+_HUNDRED: Final = (100, "100", "0-100", [0, 100], "0 to 100")
+#: A number of another scale than 100.
+_FRACTION: Final = re.compile(r"([\d.,]{1,7}) ?(?:/|out of) ?(?!100\b)\d")
+_PLAIN: Final = {*_SCORES, *_EXPLANATIONS, "id"}
 _WRAP: Final = ("result", "results", "grade", "grading", "evaluation", "response", "output")
-#: Words beside JSON that are not a fence.
-_WORDS: Final = re.compile(r"(?!json\b)\b\w", re.IGNORECASE)
 
 
-def _fields(data: dict[Any, Any]) -> dict[str, Any]:
-    return {str(key).strip().casefold().replace(" ", "_"): v for key, v in data.items()}
+def _inner(data: Any) -> Any:
+    """What is inside of known wrappers and of lists of one."""
+    while isinstance(data, dict | list) and len(data) == 1:
+        key: Any = next(iter(data)) if isinstance(data, dict) else 0
+        if isinstance(data, dict) and key not in _WRAP:
+            break
+        data = data[key]
+    return data
 
 
-def _of_object(data: Any, depth: int = 4) -> Score | Unparsable:
-    """The score of `{"explanation": ..., "score": ...}`, perhaps inside known wrappers."""
-    if isinstance(data, list):
-        if len(data) == 1 and depth:
-            return _of_object(data[0], depth - 1)
-        return Unparsable("a list")
-    if not isinstance(data, dict):
-        return Unparsable("no object")
-    fields = _fields(data)
-    if len(fields) < len(data):
-        return Unparsable("a key twice")
-    given = [fields[key] for key in fields if key in _SCORES]
-    if not given:
-        if len(fields) == 1 and depth and (inner := next(iter(fields))) in _WRAP:
-            return _of_object(fields[inner], depth - 1)
-        return Unparsable("JSON without a score")
-    given += [fields[key] for key in fields if _REVISED.fullmatch(key)]
-    also = (_value(fields[key]) for key in fields if _VERDICTS.fullmatch(key))
-    values = {_value(each) for each in given} | {each for each in also if each is not None}
-    value = values.pop()
-    if value is None or values:
-        return Unparsable("score is no number from 0 to 100, or there are several")
-    total = fields.get("total", 100)
-    more = isinstance(total, int | float) and (value <= total <= 50 or value < total)
-    if _own_scale(fields) or (more and total != 100):
-        return Unparsable("a score on a scale of its own")
-    words = next((w for key in _EXPLANATIONS if isinstance(w := fields.get(key), str)), "")
-    if prose.refuses(words) or fields.get("error") or fields.get("refusal"):
+def _entries(data: Any) -> list[dict[str, Any]]:
+    """The objects with an id of a document that is one of them, or a list of them."""
+    data = _inner(data)
+    entries = data if isinstance(data, list) else [data]
+    return [each for each in entries if isinstance(each, dict) and isinstance(each.get("id"), str)]
+
+
+def _of_object(data: Any) -> Score | Unparsable:
+    """The score of `{"explanation": ..., "score": ...}`, perhaps wrapped."""
+    data = _inner(data)
+    given = data.keys() & _SCORES if isinstance(data, dict) else ()
+    if len(given) != 1:
+        return Unparsable("JSON without a score, or with several")
+    value = _value(data[next(iter(given))])
+    if value is None:
+        return Unparsable("score is no number from 0 to 100")
+    for key in data.keys() - _PLAIN:
+        other = data[key]
+        if _SCALE.fullmatch(key):
+            if other not in _HUNDRED:
+                return Unparsable("a score on a scale of its own")
+        elif _VERDICT.fullmatch(key) and _value(other) != value:
+            if isinstance(other, dict | list) or re.search(r"\d", str(other)[:40]):
+                return Unparsable("a score beside another")
+        elif key in ("error", "refusal") and other:
+            return Unparsable("a refusal")
+    words = next((w for key in _EXPLANATIONS if isinstance(w := data.get(key), str)), "")
+    if prose.refuses(words):
         return Unparsable("a refusal")
-    if any(_number(m) == value > 0 for m in _FRACTION.finditer(words)):
+    if any(prose.number(match[1]) == value > 0 for match in _FRACTION.finditer(words)):
         return Unparsable("perhaps a score on a scale of its own")
     return Score(value, _kept(words))
-
-
-#: A number of another scale than 100.
-_FRACTION: Final = re.compile(r"(?<![\d.,])(\d{1,3}(?:\.\d{1,3})?) ?(?:/|out of) ?(?!100\b)\d")
-
-
-def _number(match: re.Match[str]) -> float:
-    return float(match[1])
-
-
-def _own_scale(fields: dict[str, Any]) -> bool:
-    """Whether an object names the end of its scale, and that is not 100."""
-    hundred = (100, "100", "0-100", [0, 100], "0 to 100")
-    return any(_LIMIT.fullmatch(key) and fields[key] not in hundred for key in fields)
 
 
 def _value(value: Any) -> float | None:
@@ -222,33 +203,6 @@ def _value(value: Any) -> float | None:
         return prose.of_string(value)
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return float(value) if number and 0 <= value <= 100 else None
-
-
-# -------------------------------------------------------------------------------- lists of answers
-
-
-def _rows(data: Any, wanted: dict[str, str]) -> list[tuple[str, Score | Unparsable]]:
-    """(id, score) of every entry of a document whose id was asked for."""
-    if isinstance(data, list):
-        return [row for entry in data for row in _rows(entry, wanted)]
-    if not isinstance(data, dict):
-        return []
-    fields = _fields(data)
-    if isinstance(name := fields.get("id"), str):
-        known = wanted.get(name.strip().casefold())
-        return [(known, _of_object(data))] if known else []
-    if _own_scale(fields):
-        return []
-    rows: list[tuple[str, Score | Unparsable]] = []
-    for key, value in fields.items():
-        if key in wanted:
-            score = _of_object(value if isinstance(value, dict) else {"score": value})
-            if isinstance(value, dict) and str(value.get("id", key)).strip().casefold() != key:
-                score = Unparsable("two ids")
-            rows.append((wanted[key], score))
-        elif isinstance(value, list) or key in _WRAP:
-            rows += _rows(value, wanted)
-    return rows
 
 
 def _kept(text: str) -> str:
