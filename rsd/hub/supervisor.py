@@ -12,7 +12,6 @@ import os
 import queue
 import signal
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,32 +31,23 @@ from rsd.hub.brain.events import (
     KillWorker,
     Log,
     Persist,
-    PolicyChanged,
     Recall,
     Replied,
     Started,
     Tick,
     WorkerGone,
-    WorkerLeaving,
     WorkerUp,
 )
 from rsd.hub.children import targets
-from rsd.hub.children.local import Child, Pool, processes
-from rsd.hub.children.workers import Workers
+from rsd.hub.children.local import Pool
+from rsd.hub.children.protocol import Gone, Message, Up
 from rsd.hub.children.writer_client import WriterClient
 from rsd.hub.folder.folder import Folder
 from rsd.hub.inbox import Inbox
-from rsd.hub.policy import (
-    configure_of,
-    keys_of,
-    opening_of,
-    policy_of,
-    reconfigure_of,
-    refuse_fixed,
-    waiting_for_restart,
-)
+from rsd.hub.policy import keys_of, opening_of, policy_of
+from rsd.hub.reload import Loader, Reload, log_to, want_workers
 from rsd.hub.status.reporter import Progress, Reporter
-from rsd.protocol.tasks import Drop, GiveBack, LogLine, WorkerReady
+from rsd.protocol.tasks import Drop, GiveBack, LogLine
 from rsd.protocol.vocabulary import Recipe, Role
 from rsd.protocol.writer_talk import (
     BacklogPage,
@@ -76,7 +66,7 @@ from rsd.settings.fields import Settings, state_dir
 from rsd.system import logs, runtime_dir, signals
 from rsd.system.failpoints import failpoint
 from rsd.system.files import InstanceLock
-from rsd.system.processes import AliveLock, process_identity
+from rsd.system.processes import AliveLock
 
 log = logging.getLogger("rsd")
 
@@ -89,10 +79,10 @@ GATHER_SECONDS = 0.004
 #: Seconds that the writer may take to commit and to write its last results when the hub stops, and
 #: after a second signal; a third one ends even that.
 FLUSH_SECONDS, HASTE_SECONDS = 30.0, 5.0
+#: The writer's place among the children, and its role.
+WRITER = "writer"
 #: Facts under way above which no new files are taken from the watcher.
 ARRIVALS_PAUSE = 500
-
-Loader = Callable[[], tuple[Settings, Recipe]]
 
 
 def run(
@@ -128,9 +118,7 @@ def run(
             state=state,
             on_progress=on_progress,
         )
-        folder = Path(settings.output_dir) / "logs"
-        secrets = keys_of(settings)
-        logs.to_stderr_and_file(folder, settings.log_level, secrets, stderr=stderr_log)
+        log_to(settings, keys_of(settings), stderr=stderr_log)
         return hub.run()
     finally:
         alive.release()
@@ -151,22 +139,19 @@ class Supervisor:
         state: Path,
         on_progress: Progress | None,
     ) -> None:
-        self.settings, self.recipe, self.loader = settings, recipe, loader
+        self.settings = settings  # as at the start: where rsd works cannot change
         self.once, self.state = once, state
         self.events: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
         self.brain = Brain(policy_of(settings, recipe, once=once))
         self._view = self.brain.view(time.monotonic())  # as old as the last tick
         self.pool = Pool(
-            deliver=lambda child, life, message: self.events.put(("said", child, life, message)),
-            gone=lambda child, life: self.events.put(("gone", child, life)),
-            load=targets.load,
-        )
-        self.workers = Workers(
-            self.pool, {Role.GENERATE: targets.generator, Role.GRADE: targets.grader}
+            lambda note: self.events.put(("child", note)),
+            {Role.GENERATE: targets.generator, Role.GRADE: targets.grader},
+            targets.load,
         )
         opening = opening_of(settings, recipe, state, life=os.urandom(8).hex())
-        self.writer = self.pool.add("writer", "writer", targets.writer, (), from_writer_decoder)
-        self.writer_client = WriterClient(opening, lambda m: self.pool.put(self.writer, m))
+        self.pool.add(WRITER, WRITER, targets.writer, (), from_writer_decoder)
+        self.writer_client = WriterClient(opening, partial(self.pool.put, WRITER))
         wake = partial(self.events.put, ("folder",))
         self.folder = Folder(settings, self.writer_client.ask, wake, once=once, samples=samples)
         self.reporter = Reporter(
@@ -175,9 +160,12 @@ class Supervisor:
             self.writer_client,
             once=once,
             watch=self.folder.status,
-            children=partial(processes, self.pool),
+            children=lambda: self.pool.processes(time.monotonic()),
             on_progress=on_progress,
             host_seen=lambda seen: self.events.put(("host", seen)),
+        )
+        self.reload = Reload(
+            settings, loader, self.pool, self.writer_client, self.reporter, self._think
         )
         self.inbox = Inbox(state / "requests", self.writer_client.ask)
         self._heard: list[Event] = []  # not yet told to the brain
@@ -194,17 +182,11 @@ class Supervisor:
         (self.state / "spool").mkdir(exist_ok=True, mode=0o750)
         (self.state / "requests").mkdir(exist_ok=True)
         previous = signals.listen(lambda number: self.events.put(("signal", number)))
-        pointer = runtime_dir.write_pointer(
-            runtime_dir.Pointer(
-                pid=os.getpid(),
-                created=process_identity(os.getpid()),
-                state_dir=str(self.state),
-                image_dir=str(Path(self.settings.image_dir).resolve()),
-                output_dir=str(Path(self.settings.output_dir).resolve()),
-            )
+        pointer = runtime_dir.point_here(
+            self.state, Path(self.settings.image_dir), Path(self.settings.output_dir)
         )
         try:
-            self.workers.hire(self.settings)
+            want_workers(self.pool, self.settings)
             self._start_writer()
             if self._drain_until is None:
                 self.reporter.start()
@@ -242,12 +224,8 @@ class Supervisor:
 
     def _handle(self, event: tuple[Any, ...]) -> None:
         match event:
-            case ("said", child, life, message):
-                if child.life == life:
-                    self._on_message(child, message)
-            case ("gone", child, life):
-                if child.life == life:
-                    self._gone(child)
+            case ("child", note):
+                self._on_child(note)
             case ("signal", number):
                 self._signal(number)
             case ("host", seen):
@@ -268,19 +246,19 @@ class Supervisor:
     def _act(self, action: Action) -> None:
         match action:
             case Assign(worker=worker, lease=lease):
-                self.pool.put(self.pool.children[worker], lease)
+                self.pool.put(worker, lease)
             case Persist(seq=seq, fact=fact):
                 self.writer_client.fact(seq, fact)
                 self.inbox.on_numbered(seq, fact)
             case Ask(query=query):
                 self.writer_client.ask(query)
             case Forget(sha256=sha256):
-                self.workers.broadcast(Drop(sha256=sha256))
+                self.pool.broadcast(Drop(sha256=sha256))
             case KillWorker(worker=worker, why=why):
                 log.error("killing %s: %s", worker, why)
-                self.pool.kill(self.pool.children[worker])
+                self.pool.kill(worker)
             case Recall(worker=worker):
-                self.pool.put(self.pool.children[worker], GiveBack())
+                self.pool.put(worker, GiveBack())
             case Log(level=level, text=text):
                 log.log(logging.getLevelName(level.upper()), "%s", text)
             case Ended():
@@ -293,36 +271,40 @@ class Supervisor:
     def _start_writer(self) -> None:
         self._tend(time.monotonic())
         while not self.writer_client.up and self._exit is None:
-            if self.writer.fatal:
+            if self.pool.fatal(WRITER):
                 raise StateError("the writer process dies at its start; see the log")
             self._turn()
 
     def _tend(self, now: float) -> None:
-        for child in self.pool.tend(now):
-            if child is self.writer:
-                self.writer_client.started(now)
-            else:
-                self.pool.put(child, configure_of(self.settings, Role(child.role)))
+        if WRITER in self.pool.tend(now):
+            self.writer_client.started(now)
 
-    def _on_message(self, child: Child, message: Any) -> None:
-        if isinstance(message, LogLine):
-            logs.replay(message.level, message.logger, message.text)
-            return
-        if not isinstance(message, WorkerReady | WriterUp | Recovered | Pong):
-            child.useful, child.quick_deaths = True, 0
-        if child is self.writer:
-            self.writer_client.heard(time.monotonic())
-            self._on_writer_message(message)
-        elif isinstance(message, WorkerReady):
-            if child.closing:
-                return
-            child.ready = True
-            self._think(
-                WorkerUp(worker=child.name, role=Role(child.role), slots=child.arguments[1])
-            )
+    def _on_child(self, note: object) -> None:
+        now = time.monotonic()
+        match self.pool.hear(note, now):
+            case Message(content=LogLine(level=level, logger=logger, text=text)):
+                logs.replay(level, logger, text)
+            case Message(worker="writer", content=content):
+                self.writer_client.heard(now)
+                self._on_writer_message(content)
+            case Message(worker=name, content=content):
+                failpoint("hub.before-reply")
+                self._think(Replied(worker=name, reply=content))
+            case Up(worker=name, role=role, threads=threads):
+                self._think(WorkerUp(worker=name, role=role, slots=threads))
+            case Gone() as gone:
+                self._on_gone(gone)
+
+    def _on_gone(self, gone: Gone) -> None:
+        if gone.worker == WRITER:
+            self.writer_client.gone()
         else:
-            failpoint("hub.before-reply")
-            self._think(Replied(worker=child.name, reply=message))
+            self._think(WorkerGone(worker=gone.worker, crashed=gone.own_fault))
+            self._decide()
+        if not gone.expected and self._drain_until is None:
+            log.error("%s ended: %s; it is started again", gone.worker, gone.how)
+        if gone.given_up:
+            log.critical("%s dies again and again; next try in a minute", gone.worker)
 
     def _on_writer_message(self, message: Any) -> None:
         match message:
@@ -342,7 +324,6 @@ class Supervisor:
             case Recovered():
                 self._think(message)
             case WriterUp(stats=stats, dialects=dialects):
-                self.writer.ready = True
                 self.writer_client.opened(stats)
                 if not self.brain.view(time.monotonic()).started:
                     self._think(Started(stats=stats, dialects=dialects))
@@ -355,35 +336,21 @@ class Supervisor:
                 elif not reason:
                     log.warning("writing again")
                 self.writer_client.blocked = reason
-            case Pong(blocked=blocked):
-                self.writer_client.blocked = blocked
-
-    def _gone(self, child: Child) -> None:
-        wanted = child.wanted
-        how = self.pool.reap(child, time.monotonic())
-        if child is self.writer:
-            self.writer_client.gone()
-        else:
-            self._think(WorkerGone(worker=child.name, crashed=child.own_fault))
-            self._decide()
-            if not wanted:
-                del self.pool.children[child.name]
-        if wanted and self._drain_until is None:
-            log.error("%s ended: %s; it is started again", child.name, how)
-        if child.fatal:
-            log.critical("%s dies again and again; next try in a minute", child.name)
+            case Pong():
+                self.writer_client.pong(message)
 
     # ----------------------------------------------------------------------------- ticks and status
 
     def _tick(self, now: float) -> None:
         self._tend(now)
-        if self.writer_client.tend(now):
-            log.error("the writer is silent; killing it")
-            self.pool.kill(self.writer)
+        if why := self.writer_client.tend(now):
+            log.error("killing the writer: %s", why)
+            self.pool.kill(WRITER)
         self._tend_folder()
         self.inbox.poll()
         self._view = self.brain.view(now)
-        self.workers.retire(list(self._view.idle_leavers))
+        for name in self._view.idle_leavers:
+            self.pool.retire(name)
         self._think(Tick(blocked=bool(self.writer_client.blocked), folder_away=self.folder.away))
         self.reporter.tick(self._view, now)
         if self._drain_until is not None:
@@ -401,7 +368,7 @@ class Supervisor:
         """A pass has nobody who mends things meanwhile."""
         if wrong := self._view.never_usable:
             raise UserError(wrong)
-        if wrong := self.workers.given_up():
+        if wrong := self.pool.given_up():
             self._wrong = f"{wrong}; see the log. Nothing is lost: run again"
             self._drain(1)
 
@@ -409,7 +376,7 @@ class Supervisor:
 
     def _signal(self, number: int) -> None:
         if number == signal.SIGHUP:
-            self._reload()
+            self.reload.run(stopping=self._drain_until is not None)
             return
         self._signals += 1
         if self._exit is not None:
@@ -419,60 +386,27 @@ class Supervisor:
             log.warning("second signal: open calls are given up")
             self._exit = code
             return
-        log.info("stopping: no new work, up to %.0f s for open calls", self.settings.drain_seconds)
+        patience = self.reload.settings.drain_seconds
+        log.info("stopping: no new work, up to %.0f s for open calls", patience)
         self._drain(code)
 
     def _drain(self, code: int) -> None:
         self.reporter.notifier.stopping()
         self.folder.stop()
-        self.workers.freeze()
-        self._drain_until = time.monotonic() + self.settings.drain_seconds
+        self.pool.freeze()
+        self._drain_until = time.monotonic() + self.reload.settings.drain_seconds
         self._drain_code = code
         self._think(DrainRequested())
 
     def _drained(self, now: float) -> None:
         open_leases = self._view.open_leases
-        settled = (
-            self.writer_client.all_durable or bool(self.writer_client.blocked) or self.writer.fatal
-        )
+        client = self.writer_client
+        written = client.all_durable or bool(client.blocked) or self.pool.fatal(WRITER)
         late = self._drain_until is not None and now >= self._drain_until
         if late and open_leases:
             log.warning("%d open calls are given up after the drain time", open_leases)
-        if late or (not open_leases and settled):
+        if late or (not open_leases and written):
             self._exit = self._drain_code
-
-    def _reload(self) -> None:
-        if self.loader is None or self._drain_until is not None:
-            log.info("SIGHUP: nothing is read again by a pass, nor while rsd stops")
-            return
-        self.reporter.notifier.reloading()
-        before, refused = self.settings, ""
-        try:
-            settings, recipe = self.loader()
-            refuse_fixed(before, settings)
-        except (UserError, OSError) as e:
-            refused = f"reload refused, the old settings stay in force: {e}"
-            log.error("%s", refused)
-        else:
-            self._apply(settings, recipe)
-            for name in waiting_for_restart(before, settings):
-                log.warning("%s takes effect when rsd is started again", name)
-            log.info("reloaded")
-        self.reporter.refused = refused
-        self.workers.revive(time.monotonic())
-        self.reporter.notifier.ready(refused or "reloaded")
-
-    def _apply(self, settings: Settings, recipe: Recipe) -> None:
-        before, self.settings, self.recipe = self.settings, settings, recipe
-        # Workers first: a lease for a new endpoint must not arrive before its address.
-        for name in self.workers.follow(before, settings):
-            self._think(WorkerLeaving(worker=name))
-        self._think(PolicyChanged(policy=policy_of(settings, recipe, once=self.once)))
-        self.writer_client.reconfigure(reconfigure_of(settings, recipe))
-        self.reporter.follow(settings)
-        folder = Path(settings.output_dir) / "logs"
-        secrets = keys_of(before) + keys_of(settings)  # calls with the old ones are still open
-        logs.to_stderr_and_file(folder, settings.log_level, secrets)
 
     # ---------------------------------------------------------------------------------------- stop
 
@@ -482,11 +416,11 @@ class Supervisor:
         """
         self.reporter.notifier.stopping()
         self.folder.stop()
-        self.writer.wanted = False
+        self.pool.let_go(WRITER)
         self.writer_client.close()
         self.pool.flush()
         began = time.monotonic()
-        while self.writer.process is not None and (
+        while self.pool.alive(WRITER) and (
             self.writer_client.up or not self.writer_client.all_durable
         ):
             patience = HASTE_SECONDS if self._signals > 1 else FLUSH_SECONDS
@@ -498,14 +432,16 @@ class Supervisor:
             except queue.Empty:
                 continue
             match event:
-                case ("said", child, life, message) if child is self.writer:
-                    if child.life == life and isinstance(message, Committed):
-                        self.writer_client.committed(message.seq, message.stats)
-                    elif isinstance(message, LogLine):
-                        logs.replay(message.level, message.logger, message.text)
-                case ("gone", child, life) if child is self.writer and child.life == life:
-                    self.pool.reap(child, time.monotonic())
+                case ("child", note):
+                    self._on_last_words(note)
                 case ("signal", _):
                     self._signals += 1
         self.reporter.publish(self.brain.view(now := time.monotonic()), now)
         return code
+
+    def _on_last_words(self, note: object) -> None:
+        match self.pool.hear(note, time.monotonic()):
+            case Message(content=LogLine(level=level, logger=logger, text=text)):
+                logs.replay(level, logger, text)
+            case Message(worker="writer", content=Committed(seq=seq, stats=stats)):
+                self.writer_client.committed(seq, stats)

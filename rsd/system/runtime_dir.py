@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from rsd.system.files import write_atomically
+from rsd.system.processes import process_identity
 
 #: Largest pointer file that is read, in bytes.
 POINTER_BYTES = 64 * 1024
@@ -46,6 +47,19 @@ def _folders() -> list[Path]:
 
 def _name(state_dir: str) -> str:
     return blake2b(state_dir.encode("utf-8", "replace"), digest_size=6).hexdigest()
+
+
+def point_here(state: Path, image_dir: Path, output_dir: Path) -> Path | None:
+    """Leave a pointer to this process; `state` is resolved."""
+    return write_pointer(
+        Pointer(
+            pid=os.getpid(),
+            created=process_identity(os.getpid()),
+            state_dir=str(state),
+            image_dir=str(image_dir.resolve()),
+            output_dir=str(output_dir.resolve()),
+        )
+    )
 
 
 def write_pointer(pointer: Pointer) -> Path | None:

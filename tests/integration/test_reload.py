@@ -215,7 +215,7 @@ def forked():
     for name in set(broken()) & set(sys.modules):
         sys.modules[name].main = lambda *arguments: os._exit(41)
 
-if "spawn_main" in " ".join(sys.orig_argv):
+if "children.entry" in " ".join(sys.orig_argv):
     sys.meta_path.insert(0, Finder())
 os.register_at_fork(after_in_child=forked)
 """

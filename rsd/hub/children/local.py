@@ -1,8 +1,8 @@
-"""Child processes: start, message, restart with growing delay, give up for a while.
+"""Workers, and the writer, as processes of this host: start, message, restart with growing delay,
+give up for a while.
 
 The first ones are forked, later ones and those that must not inherit anything are spawned
-(`_start`). This is the seam for other ways to run workers: `start`, `put`, `kill`, and events to a
-callback.
+(`_start`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import logging
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -22,7 +22,11 @@ from typing import Any
 import msgspec
 
 from rsd.hub.children.entry import Spawned, Target, run
+from rsd.hub.children.heartbeat import Heartbeat
+from rsd.hub.children.protocol import Gone, Message, PoolEvent, Up
+from rsd.protocol import tasks, writer_talk
 from rsd.protocol.status import ProcessStatus
+from rsd.protocol.vocabulary import Role
 from rsd.system import signals
 from rsd.system.queues import WorkQueue
 
@@ -48,7 +52,27 @@ OWN_FAULTS = {
 }
 
 
-@dataclass(slots=True)
+#: What a process of a role is called.
+WORDS: dict[str, str] = {Role.GENERATE: "generator", Role.GRADE: "grader"}
+#: Seconds that a worker may be at one picture: the brain's own deadline comes before.
+BUSY_SECONDS = 420.0
+#: What a child says without having done anything.
+IDLE_WORDS = (
+    *(tasks.WorkerReady, tasks.Pong, tasks.LogLine),
+    *(writer_talk.WriterUp, writer_talk.Recovered, writer_talk.Pong),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """What a reader thread leaves for the main thread; `message` None: the pipe was closed."""
+
+    child: Child
+    life: int
+    message: Any
+
+
+@dataclass(slots=True, eq=False)
 class Child:
     """One place in a pool, and the process that fills it now."""
 
@@ -69,6 +93,7 @@ class Child:
     ready: bool = False
     useful: bool = False  #: it has done something since its start
     exit_code: int | None = None  #: of its last process
+    heart: Heartbeat = field(default_factory=lambda: Heartbeat(BUSY_SECONDS))
 
     @property
     def fatal(self) -> bool:
@@ -87,17 +112,23 @@ class Child:
         return self.process.pid if self.process is not None else None
 
 
-@dataclass(slots=True)
 class Pool:
-    """All children of the hub. Events: `deliver(child, life, message)`, `gone(child, life)`, both
-    called on reader threads.
+    """All children of the hub: a `WorkerPool`, and whoever has a place by `add`. `notify` is called
+    on reader threads; what it gets is for `hear`. `mains`: what runs in a worker of each role;
+    `load` imports what forked children run, and is called before the first of them.
     """
 
-    deliver: Callable[[Child, int, Any], None]
-    gone: Callable[[Child, int], None]
-    load: Callable[[], None]  #: imports what forked children run; called before the first of them
-    children: dict[str, Child] = field(default_factory=dict)
-    _may_fork: bool = True
+    def __init__(
+        self,
+        notify: Callable[[Note], None],
+        mains: Mapping[Role, Target],
+        load: Callable[[], None],
+    ) -> None:
+        self._notify, self._mains, self._load = notify, mains, load
+        self._children: dict[str, Child] = {}
+        self._greetings: dict[str, msgspec.Struct] = {}
+        self._serial = 0
+        self._may_fork = True
 
     def add(
         self,
@@ -108,16 +139,45 @@ class Pool:
         decoder: msgspec.json.Decoder[Any],
         *,
         isolated: bool = False,
-    ) -> Child:
+    ) -> None:
         """A new place; the process starts with the next `tend`."""
-        child = Child(name, role, target, arguments, decoder, isolated)
-        self.children[name] = child
-        return child
+        self._children[name] = Child(name, role, target, arguments, decoder, isolated)
 
-    def tend(self, now: float) -> list[Child]:
-        """Start what is due; returns the children that were started."""
+    def want(self, role: Role, count: int, threads: int) -> list[str]:
+        """See `WorkerPool`."""
+        present = [c for c in self._children.values() if c.role == role and c.wanted]
+        if [c.arguments[1] for c in present] == [threads] * count:
+            return []
+        busy = []
+        for child in present:
+            child.wanted, child.restart_at = False, None
+            if child.ready:
+                busy.append(child.name)
+            else:
+                self.retire(child.name)
+        for _ in range(count):
+            self._serial += 1
+            name = f"{WORDS[role]}-{self._serial}"
+            # Generators decode what anybody may have drawn: no key of the grader is in their
+            # memory, nor anything else that they are not told.
+            isolated = role is Role.GENERATE
+            decoder = tasks.from_worker_decoder
+            self.add(name, role, self._mains[role], (name, threads), decoder, isolated=isolated)
+        return busy
+
+    def greet(self, role: Role, message: msgspec.Struct) -> None:
+        """See `WorkerPool`."""
+        self._greetings[role] = message
+        for child in self._children.values():
+            if child.role == role and child.wanted:
+                self.put(child.name, message)
+
+    # ------------------------------------------------------------------------------- start and end
+
+    def tend(self, now: float) -> list[str]:
+        """See `WorkerPool`."""
         due = []
-        for child in self.children.values():
+        for child in self._children.values():
             if child.process is not None and now - child.started_at >= QUICK:
                 child.quick_deaths = 0
             if child.wanted and child.restart_at is not None and child.restart_at <= now:
@@ -127,7 +187,23 @@ class Pool:
         started = [child for child in due if self._start(child, now)]
         for child in started:  # not before all are started: this begins threads
             self._listen(child)
-        return started
+            if (greeting := self._greetings.get(child.role)) is not None:
+                self.put(child.name, greeting)
+        for child in self._workers():
+            self._check(child, now)
+        return [child.name for child in started]
+
+    def _check(self, child: Child, now: float) -> None:
+        """Ask a worker whether it lives; kill one that does not say so."""
+        due = child.heart.ping_due(now)
+        if not child.ready or child.closing:
+            return
+        if due:
+            self.put(child.name, tasks.Ping())
+        if why := child.heart.hung(now):
+            log.error("killing %s: %s", child.name, why)
+            child.heart.started(now)
+            self.kill(child.name)
 
     def _start(self, child: Child, now: float) -> bool:
         """Fork as long as this process has only one thread, which is at its start: no lock is held
@@ -151,11 +227,12 @@ class Pool:
         child.process, child.queue = process, queue
         child.started_at, child.restart_at, child.ready = now, None, False
         child.useful = False
+        child.heart.started(now)
         return True
 
     def _forked(self, child: Child, queue: WorkQueue[Any]) -> BaseProcess | None:
         """None when the system does not fork: it is not asked again."""
-        self.load()
+        self._load()
         process = FORK.Process(
             target=run,
             args=(child.name, child.target, *queue.child_ends, child.arguments, _open_files()),
@@ -180,23 +257,97 @@ class Pool:
         assert child.queue is not None
         child.queue.start(
             child.decoder,
-            lambda message: self.deliver(child, life, message),
-            lambda: self.gone(child, life),
+            lambda message: self._notify(Note(child, life, message)),
+            lambda: self._notify(Note(child, life, None)),
         )
 
-    def put(self, child: Child, message: msgspec.Struct) -> None:
-        """Queue a message for a child, to be sent with the next `flush`; lost when it is dead."""
+    def kill(self, worker: str) -> None:
+        """See `WorkerPool`. SIGKILL."""
+        process = self._children[worker].process
+        if process is not None and process.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
+
+    def retire(self, worker: str) -> None:
+        """See `WorkerPool`: its process ends when its queue is closed."""
+        child = self._children.get(worker)
+        if child is None or child.wanted or child.closing:
+            return
+        child.closing = True
         if child.queue is not None:
-            child.queue.put(message)
+            child.queue.flush()
+            child.queue.close()
+        if child.process is None:
+            del self._children[worker]
+
+    def freeze(self) -> None:
+        """See `WorkerPool`."""
+        for child in self._workers():
+            self.let_go(child.name)
+
+    def let_go(self, name: str) -> None:
+        """Whoever is in this place is not replaced."""
+        child = self._children[name]
+        child.wanted, child.restart_at = False, None
+
+    def revive(self, now: float) -> None:
+        """See `WorkerPool`."""
+        for child in self._workers():
+            if child.fatal and child.wanted and child.process is None:
+                child.quick_deaths, child.restart_at = 0, now
+
+    def end(self) -> None:
+        """See `WorkerPool`."""
+        for child in self._children.values():
+            self.let_go(child.name)
+            self.kill(child.name)
+        for child in self._children.values():
+            if child.process is not None:
+                child.process.join(timeout=5.0)
+
+    # ----------------------------------------------------------------------------------- messages
+
+    def put(self, worker: str, message: msgspec.Struct) -> None:
+        """See `WorkerPool`."""
+        queue = self._children[worker].queue
+        if queue is not None:
+            queue.put(message)
+
+    def broadcast(self, message: msgspec.Struct) -> None:
+        """See `WorkerPool`."""
+        for child in self._workers():
+            self.put(child.name, message)
 
     def flush(self) -> None:
-        """Send what was put for all children."""
-        for child in self.children.values():
+        """See `WorkerPool`."""
+        for child in self._children.values():
             if child.queue is not None:
                 child.queue.flush()
 
-    def reap(self, child: Child, now: float) -> str:
-        """Its pipe is closed: collect the process and plan the restart. Returns how it ended."""
+    def hear(self, raw: object, now: float) -> PoolEvent | None:
+        """See `WorkerPool`."""
+        assert isinstance(raw, Note)
+        child, message = raw.child, raw.message
+        if child.life != raw.life:
+            return None
+        if message is None:
+            return self._gone(child, now)
+        child.heart.heard(now)
+        if not isinstance(message, IDLE_WORDS):
+            child.useful, child.quick_deaths = True, 0
+        if isinstance(message, tasks.Pong):
+            child.heart.busy(message.busy_seconds)
+            return None
+        if isinstance(message, tasks.WorkerReady):
+            if child.closing:
+                return None
+            child.ready = True
+            return Up(child.name, Role(child.role), child.arguments[1])
+        child.ready = child.ready or isinstance(message, writer_talk.WriterUp)
+        return Message(child.name, message)
+
+    def _gone(self, child: Child, now: float) -> Gone:
+        """Its pipe is closed: collect the process and plan the restart."""
         process, child.process, child.queue, child.ready = child.process, None, None, False
         how = "gone"
         if process is not None:
@@ -208,53 +359,49 @@ class Pool:
             how = describe_exit(process.exitcode)
             process.close()
         if not child.wanted:
-            child.restart_at = None
-            return how
+            if child.role in self._mains:
+                del self._children[child.name]
+            return Gone(child.name, child.own_fault, how, True, child.fatal)
         if now - child.started_at >= QUICK or child.useful:
             child.quick_deaths = 0
         else:
             child.quick_deaths += 1
         delay = FATAL_PAUSE if child.fatal else min(DELAY_MAX, max(0, child.quick_deaths - 1))
         child.restart_at = now + delay
-        return how
+        return Gone(child.name, child.own_fault, how, False, child.fatal)
 
-    def end(self) -> None:
-        """Kill whatever lives, and wait until it is gone."""
-        for child in self.children.values():
-            child.wanted = False
-            self.kill(child)
-        for child in self.children.values():
-            if child.process is not None:
-                child.process.join(timeout=5.0)
+    # -------------------------------------------------------------------------------- how it goes
 
-    def kill(self, child: Child) -> None:
-        """SIGKILL: harmless, because nothing but open calls is lost."""
-        if child.process is not None and child.process.pid is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(child.process.pid, signal.SIGKILL)
+    def alive(self, name: str) -> bool:
+        """Whether there is a process in this place."""
+        return self._children[name].process is not None
 
-    def retire(self, name: str) -> None:
-        """This place is not wanted any more; its process ends when its queue is closed."""
-        child = self.children[name]
-        child.wanted, child.closing, child.restart_at = False, True, None
-        if child.queue is not None:
-            child.queue.flush()
-            child.queue.close()
-        if child.process is None:
-            del self.children[name]
+    def fatal(self, name: str) -> bool:
+        """Whether those in this place die too often too early."""
+        return self._children[name].fatal
 
+    def given_up(self) -> str:
+        """See `WorkerPool`; the writer counts, too."""
+        wanted = [c for c in self._children.values() if c.wanted]
+        for role in {c.role for c in wanted if c.fatal}:
+            if all(c.fatal for c in wanted if c.role == role):
+                return f"every {WORDS.get(role, role)} process dies at its start"
+        return ""
 
-def processes(pool: Pool) -> tuple[ProcessStatus, ...]:
-    """Name, role, pid and state of every child, for the status."""
-    return tuple(
-        ProcessStatus(
-            name=child.name,
-            role=child.role,
-            pid=child.pid,
-            state="fatal" if child.fatal else "up" if child.ready else "starting",
-        )
-        for child in pool.children.values()
-    )
+    def processes(self, now: float) -> tuple[ProcessStatus, ...]:
+        """See `WorkerPool`."""
+        found = []
+        for child in self._children.values():
+            state = "fatal" if child.fatal else "up" if child.ready else "starting"
+            if child.ready and child.heart.silent(now):
+                state = "silent"
+            found.append(
+                ProcessStatus(name=child.name, role=child.role, pid=child.pid, state=state)
+            )
+        return tuple(found)
+
+    def _workers(self) -> list[Child]:
+        return [c for c in self._children.values() if c.role in self._mains]
 
 
 def _single_threaded() -> bool:

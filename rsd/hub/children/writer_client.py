@@ -11,15 +11,11 @@ from collections.abc import Callable
 
 import msgspec
 
+from rsd.hub.children.heartbeat import Heartbeat
 from rsd.protocol.facts import Fact, ImageDecided, Numbered
 from rsd.protocol.vocabulary import Stats
-from rsd.protocol.writer_talk import Close, Open, Ping, Query, Reconfigure
+from rsd.protocol.writer_talk import Close, Open, Ping, Pong, Query, Reconfigure
 from rsd.system.failpoints import failpoint
-
-#: Seconds between two pings, and of silence after which the writer counts as hung.
-PING_SECONDS, HUNG_SECONDS = 5.0, 120.0
-#: Silence after which the systemd watchdog is not fed any more.
-SILENT_SECONDS = 30.0
 
 
 class WriterClient:
@@ -34,14 +30,12 @@ class WriterClient:
         self._facts: deque[Numbered] = deque()
         self._questions: dict[int, Query] = {}
         self._ever_up = False
-        self._heard_at = 0.0
-        self._pinged_at = 0.0
-        self._started_at = 0.0
+        self._heart = Heartbeat()
 
     def started(self, now: float) -> None:
         """A writer process was started: open, then everything that it may have missed."""
         self.up = False
-        self._heard_at = self._started_at = now
+        self._heart.started(now)
         self._send(msgspec.structs.replace(self.opening, recover=not self._ever_up))
         for fact in self._facts:
             self._send(fact)
@@ -50,7 +44,14 @@ class WriterClient:
 
     def heard(self, now: float) -> None:
         """The writer said something: it lives."""
-        self._heard_at = now
+        self._heart.heard(now)
+
+    def pong(self, answer: Pong) -> None:
+        """What it says of its main loop. A disk that refuses keeps it busy without being its
+        fault, and so may opening the store.
+        """
+        self.blocked = answer.blocked
+        self._heart.busy(answer.busy_seconds if self.up and not answer.blocked else 0.0)
 
     def opened(self, stats: Stats) -> None:
         """The store is open."""
@@ -93,18 +94,17 @@ class WriterClient:
         """A question was answered; None when it had been answered before."""
         return self._questions.pop(query, None)
 
-    def tend(self, now: float) -> bool:
-        """Ping when it is time; True when the writer has been silent so long that it must go."""
-        if now - self._pinged_at >= PING_SECONDS:
-            self._pinged_at = now
+    def tend(self, now: float) -> str:
+        """Ping when it is time; why the writer has to go, "" when it has not."""
+        if self._heart.ping_due(now):
             self._send(Ping(query=0))
-        hung = now - self._heard_at >= HUNG_SECONDS
-        self._heard_at = now if hung else self._heard_at
-        return hung
+        if why := self._heart.hung(now):
+            self._heart.started(now)
+        return why
 
     def responsive(self, now: float) -> bool:
-        """Whether the writer has been heard lately (for the systemd watchdog)."""
-        return now - self._heard_at < SILENT_SECONDS
+        """Whether the writer has been heard lately, and goes on (for the systemd watchdog)."""
+        return not self._heart.silent(now) and not self._heart.hung(now)
 
     def close(self) -> None:
         """Commit, drain the outbox, write the summary, exit."""
