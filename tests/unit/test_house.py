@@ -20,7 +20,7 @@ from rsd.settings import load, words
 
 HOME = Path(__file__).resolve().parents[2]
 #: Lines of the longest file of rsd/ that a reader should have to face.
-LONGEST = 512
+LONGEST = 450
 PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".webp")
 #: Folders that git does not know, and those whose files are no text.
 NOT_OURS = {".git", ".venv", ".hypothesis", "__pycache__", "demo-output", "node_modules"}
