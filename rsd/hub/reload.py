@@ -32,7 +32,7 @@ Loader = Callable[[], tuple[Settings, Recipe]]
 
 
 def want_workers(pool: WorkerPool, settings: Settings) -> list[str]:
-    """As many workers as the settings say, told what they say; returns who is to leave."""
+    """As many workers as the settings say, configured as they say; returns who is to leave."""
     leaving: list[str] = []
     for role, threads in slots(settings).items():
         leaving += pool.want(role, processes_of(settings, role), threads)

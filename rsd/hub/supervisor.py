@@ -168,7 +168,7 @@ class Supervisor:
             settings, loader, self.pool, self.writer_client, self.reporter, self._think
         )
         self.inbox = Inbox(state / "requests", self.writer_client.ask)
-        self._heard: list[Event] = []  # not yet told to the brain
+        self._heard: list[Event] = []  # the brain hears it with the turn
         self._signals = 0
         self._drain_until: float | None = None
         self._drain_code = 0

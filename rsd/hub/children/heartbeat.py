@@ -29,7 +29,7 @@ class Heartbeat:
         self._heard_at = self._pinged_at = self._looked_at = now
 
     def heard(self, now: float) -> None:
-        """It said something."""
+        """A message of it came."""
         self._heard_at = now
 
     def busy(self, seconds: float) -> None:

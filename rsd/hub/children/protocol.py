@@ -35,7 +35,7 @@ class Gone:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What a worker said."""
+    """A message of a worker."""
 
     worker: str
     content: Any
@@ -55,7 +55,7 @@ class WorkerPool(Protocol):
         """
 
     def greet(self, role: Role, message: msgspec.Struct) -> None:
-        """What every wanted worker of a role is told now, and each later one first."""
+        """What every wanted worker of a role gets now, and each later one first."""
 
     def put(self, worker: str, message: msgspec.Struct) -> None:
         """A message, to be sent with the next `flush`; lost when the worker is dead."""

@@ -1,7 +1,7 @@
 """The hub's side of the talk with the writer: what is unacknowledged, unanswered, and said again.
 
 Facts are kept until their commit is acknowledged and questions until they are answered; a writer
-that died is replaced and told all of it again. Applying a fact twice changes nothing.
+that died is replaced, and its successor gets all of it again. Applying a fact twice changes nothing.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class WriterClient:
             self._send(question)
 
     def heard(self, now: float) -> None:
-        """The writer said something: it lives."""
+        """A message of the writer came: it lives."""
         self._heart.heard(now)
 
     def pong(self, answer: Pong) -> None:

@@ -35,7 +35,7 @@ TEMPORARY: Final = (
 JUNK: Final = frozenset((b"@eadir", b"__macosx", b"lost+found", b"#recycle", b"$recycle.bin"))
 #: Least seconds between two looks at a file.
 AGAIN_SECONDS: Final = 0.01
-#: Files that may be settling at once; more are found by the next rescan.
+#: Files that may be in the table at once; more are found by the next rescan.
 CAPACITY: Final = 10_000
 
 
@@ -69,7 +69,7 @@ class StabilityTable:
     """Files on their way. The caller stats what is `due` and tells the table by `confirm`."""
 
     def __init__(self, settle_seconds: float, patience_seconds: float) -> None:
-        self._settle = settle_seconds
+        self._quiet = settle_seconds
         self._patience = patience_seconds
         self._entries: dict[bytes, _Entry] = {}
         self._due: list[tuple[float, bytes]] = []
@@ -92,7 +92,7 @@ class StabilityTable:
                 return
             entry = _Entry(size, mtime_ns, now, now if size == 0 else None)
             self._entries[path] = entry
-            self._schedule(path, entry, now + self._settle)
+            self._schedule(path, entry, now + self._quiet)
             return
         entry.quiet_since = now
         entry.size, entry.mtime_ns = size, mtime_ns
@@ -111,10 +111,10 @@ class StabilityTable:
             entry = self._entries.get(path)
             if entry is None or entry.due != at:
                 continue
-            if entry.quiet_since + self._settle > now:
-                self._schedule(path, entry, entry.quiet_since + self._settle)
+            if entry.quiet_since + self._quiet > now:
+                self._schedule(path, entry, entry.quiet_since + self._quiet)
             else:
-                self._schedule(path, entry, now + max(self._settle, AGAIN_SECONDS))
+                self._schedule(path, entry, now + max(self._quiet, AGAIN_SECONDS))
                 found.append(path)
         return found
 

@@ -50,7 +50,7 @@ ROOT_SECONDS = 2.0
 NAP = 0.5
 #: File systems that send no events for what others write.
 SILENT = ("nfs", "cifs", "smb", "fuse", "9p", "virtiofs", "afs", "ceph", "glusterfs", "vboxsf")
-#: `--once` waits this long for files to settle.
+#: `--once` waits this long for files to become stable.
 ONCE_SECONDS = 60.0
 
 
@@ -71,12 +71,12 @@ class _Handler(FileSystemEventHandler):
 class _Warnings(logging.Handler):
     """Hears watchdog say that the kernel dropped events: it has no other way of telling."""
 
-    def __init__(self, told: Callable[[], None]) -> None:
+    def __init__(self, notify: Callable[[], None]) -> None:
         super().__init__(logging.WARNING)
-        self._told = told
+        self._notify = notify
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._told()
+        self._notify()
 
 
 class Watcher:
@@ -174,7 +174,7 @@ class Watcher:
         self._check_root(now)
         self._take_events()
         self._take_answers(now)
-        self._settle(now)
+        self._check_due(now)
         if self._dropped.is_set() and self._scan is None and not self._waiting:
             self._dropped.clear()
             self._next_scan = now
@@ -247,9 +247,9 @@ class Watcher:
             self._table.overflowed = False
             self._dropped.set()
 
-    # ------------------------------------------------------------------------------------ settling
+    # ------------------------------------------------------------------------------- stable files
 
-    def _settle(self, now: float) -> None:
+    def _check_due(self, now: float) -> None:
         ready: list[FileStat] = []
         for path in self._table.due(now):
             try:
@@ -343,7 +343,7 @@ class Watcher:
             return
         late = now >= self._once_until
         if late and self.settling:
-            log.warning("%d files did not settle and are left for the next run", self.settling)
+            log.warning("%d files are not stable and are left for the next run", self.settling)
         if late or not self.settling:
             self._once_until = None
             self._stop.set()
