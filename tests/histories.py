@@ -205,7 +205,7 @@ class FactSource:
     # ------------------------------------------------------------------------------------- intake
 
     def take(self, n: int) -> None:
-        """Prepare a queued image: what `hub/intake.py` does."""
+        """Prepare a queued image: what `hub/brain/intake.py` does."""
         with self.store.reading() as txn:
             page = view.backlog_page(txn, 0, 8)
         if page:

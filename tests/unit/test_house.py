@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from rsd.hub.recipe import load_recipe
-from rsd.protocol import vocabulary
+from rsd.protocol import facts, tasks, vocabulary, writer_talk
 from rsd.protocol.vocabulary import Recipe
 from rsd.settings import load, words
 
@@ -212,6 +212,13 @@ def test_sources_name_files_that_exist() -> None:
     for path in sorted((HOME / "rsd").rglob("*.py")):
         assert not missing(path.read_text("utf-8")), path
     assert missing("`hub/crew.py` and `daemon.py`, not /opt/x/y.py") == {"hub/crew.py"}
+
+
+def test_every_fact_and_task_is_on_its_page() -> None:
+    page = (HOME / "docs/internals.md").read_text("utf-8")
+    for union in (facts.Fact, tasks.ToWorker, tasks.Task, tasks.FromWorker, writer_talk.ToWriter):
+        kinds = {kind.__name__ for kind in union.__args__} - {"Numbered"}
+        assert not {name for name in kinds if f"`{name}`" not in page}
 
 
 def test_every_named_bound_exists() -> None:

@@ -1,4 +1,4 @@
-"""The watcher thread: from the folder to settled files.
+"""The watcher thread: from the folder to stable files.
 
 Events are hints, `lstat` is truth: whatever an event says, the file is looked at. A rescan at
 start, every few minutes and after anything was dropped finds what events miss; its slices are
