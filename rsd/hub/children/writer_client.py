@@ -1,7 +1,7 @@
 """The hub's side of the talk with the writer: what is unacknowledged, unanswered, and said again.
 
-Facts are kept until their commit is acknowledged and questions until they are answered; the successor
-of a writer that died gets all of it again. Applying a fact twice changes nothing.
+Facts are kept until their commit is acknowledged and questions until they are answered; when a
+writer died, its successor gets all of it again. Applying a fact twice changes nothing.
 """
 
 from __future__ import annotations
