@@ -75,7 +75,9 @@ def idle_time(rounds: int, scale: float) -> list[list[str]]:
                     seconds, log = one(home, sim, work)
                 (beside if loops else alone).append(seconds)
                 lines += reductions(log)
-                tables.say(f"  round {k + 1}, {loops} loops: {seconds:.1f} s {reductions(log)}")
+                tables.print_line(
+                    f"  round {k + 1}, {loops} loops: {seconds:.1f} s {reductions(log)}"
+                )
     slower = statistics.median(beside) / statistics.median(alone) - 1
     return [
         ["alone, seconds", f"{statistics.median(alone):.1f}", ""],
@@ -97,7 +99,7 @@ def hog(scale: float, percent: float) -> list[list[str]]:
         seconds, log = one(home, sim, work, RSD_THROTTLE_CPU_REDUCE_PERCENT=str(percent))
     found = reductions(log)
     for line in found:
-        tables.say(f"  {line}")
+        tables.print_line(f"  {line}")
     return [
         ["rsd as the hog, seconds", f"{seconds:.1f}", ""],
         ["reductions in the log", str(sum("reduced" in x for x in found)), "1 or more"],
