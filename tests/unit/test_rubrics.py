@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 
 import pytest
 
@@ -133,3 +134,41 @@ def test_a_reload_in_the_middle_mixes_nothing(template: str, seed: int) -> None:
         assert sorted(graded) == list(range(6))
         assert all(len(scores) == 1 for scores in graded.values())
         assert world.store.decided[image].score == max(s[0] for s in graded.values()) <= 70.0
+
+
+class Lent(Graders):
+    """Counts how often each grade was asked for."""
+
+    def __init__(self, seed: int, with_recipe: Recipe) -> None:
+        self.asked: Counter[tuple[str, int, int]] = Counter()
+        super().__init__(random.Random(seed), graded_by(with_recipe))
+
+    def act(self, action: events.Action) -> None:
+        if isinstance(action, events.Assign) and isinstance(action.lease.task, GradeCandidates):
+            task = action.lease.task
+            self.asked.update((task.image, c.index, c.number) for c in task.candidates)
+        super().act(action)
+
+
+@pytest.mark.parametrize("template", [LENIENT, LIST[0]], ids=["pointwise", "lists"])
+def test_a_grader_that_comes_back_at_once_is_asked_for_no_grade_twice(template: str) -> None:
+    before = recipe(grading_template=template)
+    world = Lent(1, before)
+    world.open([b"a.png"])
+    while not world.asked:
+        world.step()
+        assert not world.finished
+    (image,) = world.brain.rounds.images.values()
+    while not all(c.answered for c in image.candidates.values()):
+        worker = next(w for w in world.leases if w.startswith("generate") and world.leases[w])
+        lease, task = world.leases[worker].popitem()
+        world.think(events.Replied(worker=worker, reply=world.work(lease, task)))
+    assert not world.store.grades, "all grades are under way or wait"
+    for changed in (recipe(grading_template=template, reasoning_effort="high"), before):
+        world.think(events.PolicyChanged(policy=graded_by(changed)))
+    world.commit(len(world.facts))  # the step that the other grader wanted among them
+    while not world.finished:
+        world.step()
+    of_before = [g for g in world.store.grades.values() if g.rubric == before.rubric]
+    assert len(of_before) == 3
+    assert all(world.asked[image.image, g.index, g.number] == 1 for g in of_before)

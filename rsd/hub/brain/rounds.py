@@ -118,13 +118,13 @@ class Rounds:
             self._enqueue_missing(image)
 
     def _enqueue_missing(self, image: ActiveImage) -> None:
-        """Queue all that is missing of an image of which nothing is under way."""
+        """Queue all that is missing of an image of which no candidate is under way. Grades may be:
+        a reload changed their rubric, so that the round was over, and another one brought it back.
+        """
         waiting = [i for i, c in image.candidates.items() if not c.answered]
         for indices in image.to_generate(waiting, self.policy.max_n):
             self.queue(image, WorkKind.GENERATE, indices)
-        for indices, number in image.to_grade():
-            self.queue(image, WorkKind.GRADE, indices, number)
-        self.check_barrier(image)
+        self._resume_grading(image)
 
     def queue(
         self, image: ActiveImage, kind: WorkKind, indices: tuple[int, ...], number: int = 0
@@ -240,6 +240,8 @@ class Rounds:
     def remove(self, image: ActiveImage) -> None:
         """The image is at its end."""
         del self.images[image.image]
+        if image.choosing:  # it may come back, and be at a barrier then
+            self._held_back = deque(i for i in self._held_back if i != image.image)
         self.contents.pop(image.sha256, None)
         self.turn.out.append(Forget(sha256=image.sha256))
 
