@@ -27,6 +27,9 @@ SEEDS: Final = 1 << 31
 FIRST_QUEUE: Final = 1 << 40
 #: Reason of a CallError: the disk takes no prepared picture, which is no fault of the picture.
 SPOOL_REFUSED: Final = "spool_refused"
+#: Reasons of a CallError: a picture's file is not there, or the whole folder cannot be opened.
+VANISHED: Final = "vanished"
+FOLDER_AWAY: Final = "folder_away"
 
 
 class Role(StrEnum):

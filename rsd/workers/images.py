@@ -22,7 +22,7 @@ from PIL import Image, ImageChops, ImageFile, ImageOps, UnidentifiedImageError
 
 from rsd.errors import ErrorClass
 from rsd.protocol.tasks import HALF, WHOLE
-from rsd.protocol.vocabulary import CallError, ImageInfo
+from rsd.protocol.vocabulary import FOLDER_AWAY, VANISHED, CallError, ImageInfo
 from rsd.system.files import refusal
 from rsd.workers import spool
 
@@ -326,7 +326,10 @@ def read(image_dir: bytes, path: bytes, max_bytes: int) -> tuple[bytes, int]:
     regular file is read, and a FIFO does not block.
     """
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-    folder = os.open(image_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        folder = os.open(image_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as e:
+        raise BadImage(FOLDER_AWAY, f"image_dir cannot be opened: {e.strerror}") from None
     try:
         *parents, name = path.split(b"/")
         for parent in parents:
@@ -357,7 +360,7 @@ def read(image_dir: bytes, path: bytes, max_bytes: int) -> tuple[bytes, int]:
 
 def _unopened(e: OSError) -> BadImage:
     if e.errno in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):
-        return BadImage("vanished", "the file is not there any more")
+        return BadImage(VANISHED, "the file is not there any more")
     if e.errno in (errno.ELOOP, errno.EMLINK):
         return BadImage("not_a_file", "a link, not a file")
     return BadImage("unreadable", f"cannot be read: {e.strerror}")

@@ -6,7 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 from rsd.protocol import facts as f
-from rsd.protocol.vocabulary import ImageId, ImageStatus, image_id, path_key
+from rsd.protocol.vocabulary import (
+    FOLDER_AWAY,
+    VANISHED,
+    ImageId,
+    ImageStatus,
+    image_id,
+    path_key,
+)
 from rsd.state.records import (
     ACTIVE,
     DUPLICATE,
@@ -234,6 +241,8 @@ class ImageRules:
             return
         self._end(record, ImageStatus(fact.status), fact.reason, fact.time)
         record.message, record.of = fact.message, of
+        if record.status == WITHDRAWN and fact.reason in (VANISHED, FOLDER_AWAY):
+            self._lost(record)
         if record.status in (FAILED, WITHDRAWN):
             self._disown(record)
         if fact.status == DUPLICATE:
@@ -242,6 +251,16 @@ class ImageRules:
             self.ledger.count_win(record, -1)
             self.ledger.file(record, FAILED if fact.status == FAILED else "")
         self.ledger.save(record)
+
+    def _lost(self, record: ImageRecord) -> None:
+        """Its file was not there when it was to be read. Should it be there again as it was, no
+        scan would find it changed.
+        """
+        where = path_key(record.path)
+        known = self.ledger.txn.load("paths", where, PathRecord)
+        if known is not None and known.image == record.image:
+            known.gone = True
+            self.ledger.txn.put("paths", where, known)
 
     def _original(self, record: ImageRecord) -> ImageId:
         """The image that has a duplicate's bytes now; "" when no other has."""

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from rsd.protocol.tasks import HALF, WHOLE
-from rsd.protocol.vocabulary import ImageInfo
+from rsd.protocol.vocabulary import FOLDER_AWAY, ImageInfo
 from rsd.workers.images import SCANS_MAX, SEGMENTS_MAX, BadImage, Limits, prepare
 from rsd.workers.spool import media_type, url_path
 
@@ -210,6 +210,12 @@ def test_links_fifos_and_absent_files_are_never_read(tmp_path: Path) -> None:
             prepare(os.fsencode(folder), name, tmp_path, LIMITS, lambda: None)
         # a link in the middle of the path is ENOTDIR on some kernels: gone, as far as we care
         assert caught.value.error.reason in (why, "vanished"), name
+
+
+def test_a_folder_that_cannot_be_opened_says_nothing_of_its_pictures(tmp_path: Path) -> None:
+    with pytest.raises(BadImage) as caught:
+        prepare(os.fsencode(tmp_path / "none"), b"a.png", tmp_path, LIMITS, lambda: None)
+    assert caught.value.error.reason == FOLDER_AWAY
 
 
 def test_metadata_is_not_forwarded_when_a_picture_is_made_anew(tmp_path: Path) -> None:

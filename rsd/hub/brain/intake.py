@@ -17,6 +17,8 @@ from rsd.protocol.facts import DecodeCrashed, ImageChecked, ImageSetAside
 from rsd.protocol.tasks import Prepare
 from rsd.protocol.vocabulary import (
     FIRST_QUEUE,
+    FOLDER_AWAY,
+    VANISHED,
     CallError,
     ImageId,
     ImageInfo,
@@ -44,8 +46,6 @@ PLANNED_AHEAD = 2
 CRASHES_TO_CONVICT = 3
 #: Truncated files that are waited for at once, and how often one is looked at while it is young.
 DEFERRED_MAX, LOOKS_WHILE_YOUNG = 1_000, 4
-#: Seconds between two looks at a picture that was not found while the whole folder is away.
-AWAY_SECONDS = 10.0
 
 
 class Intake:
@@ -233,21 +233,19 @@ class Intake:
         queued = work.queued
         if queued is None or work.image not in self.preparing:
             return
-        if self.folder_away and error.reason in ("vanished", "unreadable"):
-            self.dispatch.queue.later(work, self.turn.now + AWAY_SECONDS)
-            return
         if error.reason in ("truncated", "empty") and self._still_young(work):
             at = self.turn.now + self.policy.patience / LOOKS_WHILE_YOUNG
             self.dispatch.queue.later(work, at)
             return
         self._done(work)
         known = queued.status != "queued"
-        if known and (error.reason in ("vanished", "unreadable") or error.sha256 == queued.sha256):
+        unseen = (VANISHED, FOLDER_AWAY, "unreadable")
+        if known and (error.reason in unseen or error.sha256 == queued.sha256):
             self.turn.persist(ImageChecked(image=queued.image, queue_seq=queued.queue_seq))
             return
-        status = "withdrawn" if error.reason == "vanished" else "failed"
         reason = error.reason or error.error.value
-        self._set_aside(queued, status, reason, message=error.message, sha256=error.sha256 or "")
+        status, sha256 = status_without(error), error.sha256 or ""
+        self._set_aside(queued, status, reason, message=error.message, sha256=sha256)
 
     def crashed(self, image: ImageId) -> bool:
         """A worker died decoding this picture; True when that convicts it. Its work, if any, is
@@ -314,6 +312,11 @@ class Intake:
             )
         )
         self.turn.ended(mine, queued.path, status, reason)
+
+
+def status_without(error: CallError) -> str:
+    """What an image ends as whose picture cannot be prepared. One that is not there may return."""
+    return "withdrawn" if error.reason in (VANISHED, FOLDER_AWAY) else "failed"
 
 
 def identity(queued: QueuedImage, sha256: str) -> tuple[ImageId, int]:

@@ -9,7 +9,7 @@ from rsd.errors import OUT_OF_MEMORY, ErrorClass
 from rsd.hub.brain.dispatch import Dispatcher
 from rsd.hub.brain.events import Policy
 from rsd.hub.brain.image import ActiveImage
-from rsd.hub.brain.intake import CRASHES_TO_CONVICT, Intake
+from rsd.hub.brain.intake import CRASHES_TO_CONVICT, Intake, status_without
 from rsd.hub.brain.limits import EndpointLimit
 from rsd.hub.brain.queue import Work, WorkKind
 from rsd.hub.brain.rounds import Rounds
@@ -17,8 +17,10 @@ from rsd.hub.brain.turn import Turn
 from rsd.protocol.dialects import adapt
 from rsd.protocol.facts import DecodeCrashed
 from rsd.protocol.tasks import LeaseId
-from rsd.protocol.vocabulary import SPOOL_REFUSED, CallError, ImageId
+from rsd.protocol.vocabulary import FOLDER_AWAY, SPOOL_REFUSED, VANISHED, CallError, ImageId
 
+#: Seconds between two looks at a picture that was not found while the whole folder is away.
+AWAY_SECONDS = 10.0
 #: Classes by which a server shows that it works, whatever it thinks of the probe.
 ALIVE = {
     ErrorClass.UNSUPPORTED,
@@ -143,7 +145,7 @@ class Outcomes:
         parked.append(work)
 
     def _prepare_failed(self, work: Work, error: CallError) -> None:
-        if not self.intake.waits_for(work) or self._waits_for_disk(work, error):
+        if not self.intake.waits_for(work) or self._waits(work, error):
             return
         if error.error is not ErrorClass.BAD_IMAGE:
             verdict = self._verdict(work, error, True)
@@ -154,19 +156,25 @@ class Outcomes:
 
     def _respool_failed(self, work: Work, error: CallError) -> None:
         image = self.rounds.images.get(work.image)
-        if image is None or self._waits_for_disk(work, error):
+        if image is None or self._waits(work, error):
             return
         if error.error is not ErrorClass.BAD_IMAGE:  # the picture is not to blame
             verdict = self._verdict(work, error, True)
             if isinstance(verdict, Retry) or error.reason != OUT_OF_MEMORY:
                 self.dispatch.queue.later(work, self.turn.now + pause(work, self.policy))
                 return
-        status = "withdrawn" if error.reason == "vanished" else "failed"
         reason = error.reason or error.error.value
-        self.rounds.end_without_result(image, status, reason, error.message)
+        self.rounds.end_without_result(image, status_without(error), reason, error.message)
 
-    def _waits_for_disk(self, work: Work, error: CallError) -> bool:
-        """Whether the spool takes no picture; that is held against none, and tried again."""
+    def _waits(self, work: Work, error: CallError) -> bool:
+        """Whether the folder gives no picture, or the spool takes none; that is held against none,
+        and tried again. A pass has nobody who looks whether the folder is there again.
+        """
+        away = error.reason == FOLDER_AWAY
+        away |= self.intake.folder_away and error.reason in (VANISHED, "unreadable")
+        if away and not self.policy.once:
+            self.dispatch.queue.later(work, self.turn.now + AWAY_SECONDS)
+            return True
         if error.reason != SPOOL_REFUSED:
             return False
         if not self.intake.refused:
