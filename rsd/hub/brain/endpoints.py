@@ -29,6 +29,7 @@ class Endpoints:
         self._policy = policy
         self._leases = leases
         self._limits: dict[tuple[Role, str], EndpointLimit] = {}
+        self._of: dict[Role, list[EndpointLimit]] = {}
         self.configure(policy)
 
     def configure(self, policy: Policy) -> None:
@@ -43,6 +44,7 @@ class Endpoints:
                     self._limits[role, url] = known
                 else:
                     self._limits[role, url] = self._new(role, url, of)
+        self._of = {role: [e for e in self if e.role == role] for role in policy.roles}
         self._leases.keep_calls(set(self._limits))
 
     def _new(self, role: Role, url: str, of: RolePolicy) -> EndpointLimit:
@@ -62,7 +64,7 @@ class Endpoints:
 
     def of(self, role: Role) -> list[EndpointLimit]:
         """The endpoints of a role."""
-        return [e for e in self if e.role == role]
+        return self._of.get(role, [])
 
     def find(self, work: Work) -> EndpointLimit | None:
         """The endpoint of a running or past try; None when a reload removed it or gave it another
@@ -102,7 +104,8 @@ class Endpoints:
         """The endpoint whose caches are to hold an image: the one that has it already, else the one
         with the least to do for its size. "" when there is nothing to choose.
         """
-        usable = [e for e in self.of(role) if e.usable]
+        endpoints = self.of(role)
+        usable = [e for e in endpoints if e.usable] if len(endpoints) > 1 else endpoints
         if len(usable) < 2 or not self._policy.affinity:
             return ""
         if any(e.url == known for e in usable):

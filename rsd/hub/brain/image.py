@@ -65,7 +65,20 @@ class CandidateState:
         """Numbers of a rubric's grades that are still to come."""
         if not self.gradable:
             return []
-        return sorted(n for n, g in self.gradings.items() if g.rubric == rubric and not g.over)
+        found = [n for n, g in self.gradings.items() if not g.over and g.rubric == rubric]
+        found.sort()
+        return found
+
+    def complete(self, rubric: str) -> bool:
+        """Whether neither an answer nor a grade of this rubric is still to come."""
+        if self.candidate is None:
+            return self.failed
+        if self.candidate.rejected_because:
+            return True
+        for grading in self.gradings.values():  # looked at with every reply: no generator
+            if not grading.over and grading.rubric == rubric:
+                return False
+        return True
 
     def score(self, rubric: str) -> float | None:
         """Mean of the grades of a rubric."""
@@ -109,12 +122,15 @@ class ActiveImage:
     @property
     def round_complete(self) -> bool:
         """The barrier of the round: nothing is missing."""
-        return all(c.answered and not c.missing(self.rubric) for c in self.candidates.values())
+        return all(candidate.complete(self.rubric) for candidate in self.candidates.values())
 
     def grade_as(self, current: Recipe) -> bool:
         """Take over the grader of the settings: its calls go to that one, whatever the image was
         started with. The template stays. True when that is another rubric.
         """
+        own, other = self.recipe, current
+        if (own.grader_model, own.reasoning_effort) == (other.grader_model, other.reasoning_effort):
+            return False
         recipe = with_grader(self.recipe, current)
         changed = recipe.rubric != self.rubric
         self.recipe, self.config, self.rubric = recipe, recipe.fingerprint, recipe.rubric

@@ -99,6 +99,8 @@ class Worker(Generic[T]):
 
     def late(self, kind: LeaseKind) -> int:
         """Leases of a kind that it has not answered in time and still may answer."""
+        if not self.overdue:
+            return 0  # as nearly always, and asked with every lease
         return sum(loan.kind is kind for loan in self.overdue.values())
 
     def held(self, kind: LeaseKind) -> set[LeaseId]:

@@ -242,8 +242,8 @@ def grade_of(work: Work, reply: Graded, given: GradeGiven, usage: Usage) -> Grad
 
 def shared(usage: Usage, count: int) -> list[Usage]:
     """A call's tokens in `count` parts that add up exactly; the first has what does not divide."""
-    if count < 1:
-        return []
+    if count <= 1:
+        return [usage][:count]
     tokens = msgspec.structs.asdict(usage)
     rest = {name: number // count for name, number in tokens.items()}
     first = {name: number - (count - 1) * rest[name] for name, number in tokens.items()}
