@@ -1,8 +1,9 @@
 """What people ask for, from files in the state's `requests/` to durable facts.
 
-A request is removed when its facts are committed, so that no death on the way loses it; taken
-again, it changes nothing. One that cannot be understood is kept in `refused/`, with the reason
-beside it.
+A request is removed when its facts are committed, so that no death on the way loses it. Taken
+again, it changes nothing: how far a class has come is noted beside it, because images of its first
+pages may have ended once more before its last. One that cannot be understood is kept in `refused/`,
+with the reason beside it.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from rsd.protocol.user_requests import (
 from rsd.protocol.vocabulary import ImageId
 from rsd.protocol.writer_talk import FindImages, ImagesFound, Query
 from rsd.system.failpoints import failpoint
+from rsd.system.files import write_atomically
 
 log = logging.getLogger("rsd")
 
@@ -40,6 +42,8 @@ OPEN_MAX = 2
 REFUSED_MAX = 100
 #: Names that can neither be read nor moved away, and are passed over in this life.
 STUCK_MAX = 1_000
+#: Length of an image's id.
+IMAGE_BYTES = 16
 #: Query numbers of this room; the brain counts from 1, the folder from 2**40.
 FIRST_QUERY = 1 << 41
 
@@ -83,6 +87,8 @@ class Inbox:
             if request is None:
                 continue
             one = self._open[name] = _Open(name, request)
+            if request.status is not None:
+                one.more_after = self._noted(name)
             self._find(one)
             room -= 1
             if not room:
@@ -108,6 +114,21 @@ class Inbox:
             self._refuse(name, f"it is not understood: {e}")
             return None
         return request
+
+    def _page(self, name: str) -> Path:
+        return self._folder / f"{name}.page"
+
+    def _noted(self, name: str) -> ImageId:
+        """The last image of the pages of a request that are durable; "" when none is known."""
+        with contextlib.suppress(OSError, ValueError):
+            noted = bytes.fromhex(self._page(name).read_text("ascii"))
+            return noted.hex() if len(noted) == IMAGE_BYTES else ""
+        return ""
+
+    def _note(self, one: _Open) -> None:
+        # A note that is lost costs no more than a class taken again from its beginning.
+        with contextlib.suppress(OSError):
+            write_atomically(self._page(one.name), one.more_after.encode(), durable=False)
 
     def _find(self, one: _Open) -> None:
         self._query += 1
@@ -152,6 +173,7 @@ class Inbox:
             if one.seq and not one.waiting and one.seq <= seq:
                 one.seq = 0
                 if one.more_after:
+                    self._note(one)
                     self._find(one)
                 else:
                     self._finish(one)
@@ -171,6 +193,7 @@ class Inbox:
     def _remove(self, name: str) -> None:
         try:
             (self._folder / name).unlink(missing_ok=True)
+            self._page(name).unlink(missing_ok=True)
         except OSError as e:
             log.error("request %s is done, but cannot be removed: %s", name, e.strerror)
             self._stuck.append(name)

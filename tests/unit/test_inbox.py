@@ -131,6 +131,27 @@ def test_a_class_is_taken_page_by_page_each_when_the_one_before_is_durable(tmp_p
     assert not world.names()
 
 
+@pytest.mark.parametrize("noted", ["", "nonsense", "00"])
+def test_a_class_goes_on_behind_the_page_that_is_durable(tmp_path: Path, noted: str) -> None:
+    """Images of the first page may have come to their end again: a fresh round of them is paid."""
+    world = World(tmp_path, in_class=3 * PATHS_MAX)
+    world.lay(Retry(status=ImageStatus.LOW_QUALITY, fresh=True))
+    world.inbox.poll()
+    world.answer()
+    world.inbox.on_committed(world.seq)  # and then it dies
+    world.answer()
+    first = [f.image for f in world.facts[:PATHS_MAX]]
+    (note,) = tmp_path.glob("*.page")
+    if noted:
+        note.write_text(noted)  # what a damaged disk may leave
+    successor = World(tmp_path, in_class=3 * PATHS_MAX)
+    successor.run()
+    taken = [f.image for f in successor.facts]
+    assert taken == successor.in_class[0 if noted else PATHS_MAX :]
+    assert first == successor.in_class[:PATHS_MAX]
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_is_refused_is_kept_with_its_reason_and_blocks_nobody(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
