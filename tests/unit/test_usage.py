@@ -13,7 +13,16 @@ from rsd.errors import ErrorClass
 from rsd.hub.brain import events
 from rsd.hub.brain.replies import shared
 from rsd.protocol.facts import CallSpent, CandidateGraded, CandidateMade
-from rsd.protocol.tasks import Failed, Generate, Generated, GradeCandidates, Graded, Probed
+from rsd.protocol.tasks import (
+    Failed,
+    Generate,
+    Generated,
+    GradeCandidates,
+    Graded,
+    Probed,
+    ProbeSampling,
+    SamplingProbed,
+)
 from rsd.protocol.vocabulary import CallError, Role, Usage
 from tests.unit.world import World, policy, recipe
 
@@ -131,3 +140,27 @@ def test_an_answer_after_the_end_of_its_lease_is_paid_for() -> None:
     world.think(events.Replied(worker=worker, reply=world.work(lease, task)))
     assert world.outcomes[Role.GENERATE, "late"] == 1
     assert world.told == world.paid
+
+
+def test_a_probe_after_the_end_of_its_lease_is_paid_for() -> None:
+    world = Paid(1)
+    world.open([b"a.png"])
+
+    def held() -> list[tuple[str, int]]:
+        return [
+            (worker, lease)
+            for worker, leases in world.leases.items()
+            for lease, task in leases.items()
+            if isinstance(task, ProbeSampling)
+        ]
+
+    while not held():
+        world.step()
+    worker, lease = held()[0]
+    del world.leases[worker][lease]
+    world.now += 161
+    world.think(events.Tick())
+    told, usage = +world.told, Usage(input_tokens=7, output_tokens=3)
+    world.think(events.Replied(worker=worker, reply=SamplingProbed(lease=lease, usage=usage)))
+    assert world.told - told == +tokens(usage)
+    assert world.outcomes[Role.GENERATE, "late"] == 1

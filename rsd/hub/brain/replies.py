@@ -98,6 +98,9 @@ class Replies:
         call = loan.call if loan is not None else None  # its work may be lent elsewhere by now
         if call is not None and isinstance(reply, Generated | Graded | Failed):
             self.turn.spent(call.role, call.endpoint, call.model, reply.usage, "late")
+        elif loan is not None and isinstance(reply, Probed | SamplingProbed | Failed):
+            model = loan.item.limit.model if loan.item.limit is not None else ""
+            self._spent(loan.item, model, reply.usage, "late")
 
     def _spent(self, work: Work, model: str, usage: Usage, outcome: str) -> None:
         self.turn.spent(work.role, work.endpoint, model, usage, outcome)
