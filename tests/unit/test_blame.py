@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import resource
 import signal
 from collections import Counter
 
@@ -12,7 +13,8 @@ import pytest
 from rsd.errors import OUT_OF_MEMORY, ErrorClass, UserError
 from rsd.hub.brain import events
 from rsd.hub.brain.limits import DOWN, EndpointLimit
-from rsd.hub.children.local import Child
+from rsd.hub.children import targets
+from rsd.hub.children.local import Child, Pool
 from rsd.hub.policy import decode_bytes, refuse_fixed, waiting_for_restart
 from rsd.protocol.tasks import (
     Decoding,
@@ -197,6 +199,18 @@ def test_whose_fault_a_death_is(code: int | None, own: bool) -> None:
     child = Child("g", "generate", lambda: None, (), from_worker_decoder, isolated=False)
     child.exit_code = code
     assert child.own_fault is own
+
+
+def test_a_hub_without_a_file_to_open_starts_its_children_later() -> None:
+    pool = Pool(lambda note: None, {}, lambda: None)
+    pool.add("writer", "writer", targets.writer, (), from_worker_decoder)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        assert pool.tend(1.0) == []
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert not pool.alive("writer")
 
 
 def test_what_a_reload_may_change() -> None:

@@ -210,15 +210,16 @@ class Pool:
         by another, and the child has all imports at once. Spawn afterwards, and whoever is
         isolated.
         """
-        queue: WorkQueue[Any] = WorkQueue(child.name)
-        self._may_fork = self._may_fork and _single_threaded()
+        queue: WorkQueue[Any] | None = None
+        process: BaseProcess | Spawned | None = None
         try:
-            process: BaseProcess | Spawned | None = None
+            queue = WorkQueue(child.name)
+            self._may_fork = self._may_fork and _single_threaded()
             if self._may_fork and not child.isolated:
                 process = self._forked(child, queue)
             process = process or self._spawned(child, queue)
         except OSError as e:
-            for end in queue.child_ends:
+            for end in queue.child_ends if queue is not None else ():
                 end.close()
             log.error("cannot start %s: %s", child.name, e)
             child.restart_at = now + DELAY_MAX
