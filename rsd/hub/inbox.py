@@ -100,7 +100,8 @@ class Inbox:
         except FileNotFoundError:
             return None
         except OSError as e:
-            self._refuse(name, e.strerror or str(e))
+            if e.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):  # those will pass
+                self._refuse(name, e.strerror or str(e))
             return None
         try:
             if len(data) > REQUEST_BYTES:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from pathlib import Path
 
 import msgspec
@@ -129,6 +130,20 @@ def test_a_class_is_taken_page_by_page_each_when_the_one_before_is_durable(tmp_p
     assert [f.image for f in world.facts] == world.in_class
     assert not any(f.first for f in world.facts), "a class does not go before the backlog"
     assert not world.names()
+
+
+def test_a_lack_of_files_refuses_nothing(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.lay(Retry(paths=(b"a.png",)))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        assert world.inbox._read("a000000.json") is None
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert world.names() == ["a000000.json"]
+    world.run()
+    assert len(world.facts) == 1 and not world.names()
 
 
 @pytest.mark.parametrize("noted", ["", "nonsense", "00"])
