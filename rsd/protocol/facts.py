@@ -53,10 +53,11 @@ class ImageGone(Struct, frozen=True, kw_only=True, tag_field="kind", tag="gone")
 
 
 class ImageChecked(Struct, frozen=True, kw_only=True, tag_field="kind", tag="checked"):
-    """A changed file turned out to hold the bytes already known (a touch)."""
+    """A changed file turned out to hold the bytes already known (a touch), or could not be read."""
 
     image: ImageId
     queue_seq: int
+    lost: bool = False  #: it was not even there
 
 
 class ImageStarted(Struct, frozen=True, kw_only=True, tag_field="kind", tag="started"):

@@ -114,6 +114,8 @@ class ImageRules:
         if record.status == QUEUED or record.recheck:  # a person asked for it, or it changed again
             record.recheck = False
             self.ledger.queue(record)
+        elif fact.lost:
+            self._lost(record)
         self.ledger.save(record)
 
     def _replace(

@@ -15,7 +15,6 @@ from rsd.protocol.vocabulary import (
     RequestDialect,
     SummaryConfig,
     image_id,
-    path_key,
 )
 from rsd.protocol.writer_talk import Open
 from rsd.state import cursor, view
@@ -29,7 +28,6 @@ from rsd.state.records import (
     REPLACED,
     WITHDRAWN,
     OutboxRecord,
-    PathRecord,
 )
 from rsd.state.store import Store
 from rsd.state.transaction import Transaction, decode
@@ -141,31 +139,6 @@ def test_withdrawn_and_back_again_it_continues_where_it_was(hub: FactSource) -> 
     assert found.recipe == RECIPE
     hub.take(0)
     assert (hub.record(A).status, hub.record(A).starts) == (ACTIVE, 2)
-
-
-def test_a_file_that_was_away_only_when_it_was_read_is_found_again(hub: FactSource) -> None:
-    record = hub.put(A, "cat")
-    with hub.store.reading() as txn:
-        known = txn.load("paths", path_key(A), PathRecord)
-    assert known is not None
-    there = FileStat(path=A, size=known.size, mtime_ns=known.mtime_ns)
-    hub.add(
-        f.ImageSetAside(
-            image=record.image,
-            status="withdrawn",
-            reason="vanished",
-            queue_seq=record.queue_seq,
-            queued_as=record.image,
-            path=A,
-            time=5.0,
-        )
-    )
-    assert hub.record(A).status == WITHDRAWN
-    with hub.store.reading() as txn:
-        assert view.changed_files(txn, (there,)) == (there,), "a rescan finds it, as it was"
-    hub.add(f.ImageEnrolled(path=A, size=there.size, mtime_ns=there.mtime_ns, time=6.0))
-    hub.take(0)
-    assert hub.record(A).status == ACTIVE
 
 
 def test_the_oldest_duplicate_that_still_is_one_is_taken_up(hub: FactSource) -> None:

@@ -9,7 +9,7 @@ import pytest
 from rsd.errors import ErrorClass
 from rsd.hub.brain import events
 from rsd.hub.brain.events import Policy
-from rsd.protocol.tasks import Failed
+from rsd.protocol.tasks import Failed, Generate
 from rsd.protocol.vocabulary import FOLDER_AWAY, VANISHED, CallError
 from tests.unit.test_blame import preparing, spool_is_missing
 from tests.unit.world import World, policy
@@ -59,3 +59,6 @@ def test_a_pass_does_not_wait_for_what_is_not_there(active: bool, reason: str) -
     assert [(e.status, e.reason) for e in world.ended] == [("withdrawn", reason)]
     while not world.finished:
         world.step()
+    assert not any(
+        isinstance(task, Generate) for leases in world.leases.values() for task in leases.values()
+    ), "what is under way is paid for, and kept for a retry"

@@ -160,7 +160,8 @@ class Brain:
             self.turn.out += self.dispatch.assign_sides(now)
             self.turn.out += self.dispatch.assign(now, self._task)
             self.turn.out += self.dispatch.assign_prepares(now, self._prepare_task)
-        idle = self.intake.idle and not self.rounds.images and not self.turn.unacknowledged
+        open_images = self.rounds.images or self.rounds.departed
+        idle = self.intake.idle and not open_images and not self.turn.unacknowledged
         if self.policy.once and self._scan_done and idle and not self._finished:
             self._finished = True
             self.turn.out.append(Finished())

@@ -241,7 +241,9 @@ class Intake:
         known = queued.status != "queued"
         unseen = (VANISHED, FOLDER_AWAY, "unreadable")
         if known and (error.reason in unseen or error.sha256 == queued.sha256):
-            self.turn.persist(ImageChecked(image=queued.image, queue_seq=queued.queue_seq))
+            lost = status_without(error) == "withdrawn"
+            checked = ImageChecked(image=queued.image, queue_seq=queued.queue_seq, lost=lost)
+            self.turn.persist(checked)
             return
         reason = error.reason or error.error.value
         status, sha256 = status_without(error), error.sha256 or ""
