@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -50,6 +51,25 @@ def test_a_writer_that_hangs_in_one_commit_is_replaced(simulator: Make, daemon: 
     wait_for(lambda: d.settled(2), "a result of the next writer")
     assert pid_of(d, "writer") != first
     assert d.stop() == 0 and set(d.results()) == {"a.png", "b.png"}
+
+
+@pytest.mark.slow
+def test_a_worker_that_does_not_leave_is_ended(
+    simulator: Make, daemon: MakeDaemon, tmp_path: Path
+) -> None:
+    config = tmp_path / "rsd.toml"
+    config.write_text("[processes]\ngraders = 1\n")
+    d = daemon(simulator(), "--candidates", "2", "--config", str(config), **QUICK)
+    draw(d.images / "a.png", 1)
+    process = d.start()
+    wait_for(lambda: d.settled(1), "a result")
+    os.kill(frozen := pid_of(d, "grader-3"), signal.SIGSTOP)
+    config.write_text("[processes]\ngraders = 2\n[grading]\nworkers = 4\n")
+    process.send_signal(signal.SIGHUP)
+    wait_for(lambda: "reloaded" in d.log(), "the reload")
+    wait_for(lambda: frozen not in [p["pid"] for p in d.live()["processes"]], "its end")
+    assert not Path(f"/proc/{frozen}").exists()
+    assert d.stop() == 0
 
 
 @pytest.mark.slow

@@ -196,9 +196,9 @@ class Pool:
     def _check(self, child: Child, now: float) -> None:
         """Ask a worker whether it lives; kill one that does not say so."""
         due = child.heart.ping_due(now)
-        if not child.ready or child.closing:
+        if not child.ready:
             return
-        if due:
+        if due and not child.closing:  # one whose queue is closed has to end
             self.put(child.name, tasks.Ping())
         if why := child.heart.hung(now):
             log.error("killing %s: %s", child.name, why)
