@@ -23,7 +23,7 @@ expected, run = disk_runs.expected, disk_runs.run
 READER = """
 import sys, time
 from pathlib import Path
-from rsd.writer import view
+from rsd.state import view
 from rsd.state.store import Store
 store, reads = Store(Path(sys.argv[1]), readonly=True), 0
 print("open", flush=True)
