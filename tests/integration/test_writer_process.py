@@ -35,6 +35,7 @@ from rsd.protocol.writer_talk import (
     Recovered,
     WriterUp,
 )
+from rsd.state.records import ACTIVE
 from rsd.state.store import Store
 from rsd.system.files import TEMPORARY, InstanceLock, holding
 from tests.histories import (
@@ -69,6 +70,10 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> list[f.Numbered]:
         name = chance.choice(OPERATIONS)
         source.operations[name](chance.randrange(1000))
         if chance.random() < 0.1:
+            for record in source.images(ACTIVE)[:1]:  # a reload that changes nothing of its rubric
+                source.add(f.ConfigStored(recipe=source.recipe))
+                changed = f.RecipeChanged(image=record.image, config=source.recipe.fingerprint)
+                source.add(changed)
             source.conclude_all()
             source.spend(len(source.facts))
             source.operations[chance.choice(["retry", "gone"])](chance.randrange(1000))
