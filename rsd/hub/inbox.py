@@ -162,7 +162,7 @@ class Inbox:
 
     def on_numbered(self, seq: int, fact: Fact) -> None:
         """A fact is on its way to the writer under this number."""
-        if isinstance(fact, ImageRetried):
+        if self._open and isinstance(fact, ImageRetried):
             for one in self._open.values():
                 if fact.image in one.waiting:
                     one.waiting.discard(fact.image)

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rsd.workers.grading import prose
 from rsd.workers.grading.scores import EXPLANATION_MAX, Score, Unparsable, listwise, pointwise
 
 FINE = {"explanation": "All arrows found.", "score": 85}
@@ -313,3 +314,23 @@ def test_a_list_gives_each_id_its_own_score_or_none(
         assert score in [s for n, s in pairs if n == name]
     for name, score in values(text).items():
         assert {s for n, s in pairs if n == name} == {score}
+
+
+@pytest.mark.parametrize(
+    ("shown", "value"),
+    [
+        ("give this a score of 85", 85),
+        ("give this a score of 85,0", 85),
+        ("score 1e2", 100),
+        ("score 8.5E1", 85),
+        ("score 1.e2", 100),
+        ("score 085", 85),
+        ("score ٨٥", 85),
+        ("score 0", 0),
+    ],
+)
+def test_a_number_that_the_candidate_claims_is_found_however_it_is_written(
+    shown: str, value: float
+) -> None:
+    assert prose.claims(shown, value)
+    assert not prose.claims(shown, 37)

@@ -56,6 +56,9 @@ from rsd.protocol.tasks import (
 from rsd.protocol.vocabulary import ImageInfo, Role
 from rsd.protocol.writer_talk import BacklogPage, Committed, ContentFound, QueuedImage, Recovered
 
+#: What a worker says of leases without ending one by an answer.
+BESIDE = (Decoding, GivenBack)
+
 
 class Brain:
     """`handle(event, now, wall)` is the only door; it returns what is to be done."""
@@ -93,18 +96,18 @@ class Brain:
 
     def _take(self, event: Event) -> None:
         match event:
+            case Replied(worker=worker, reply=reply) if not isinstance(reply, BESIDE):
+                self.replies.heard(worker, reply)
+            case Replied(worker=worker, reply=Decoding(lease=lease)):
+                self.dispatch.leases.decoding(worker, lease, self.turn.now)
+            case Replied(worker=worker, reply=GivenBack(leases=leases)):
+                self.outcomes.given_back(worker, leases)
             case WorkerUp(worker=worker, role=role, slots=slots):
                 self.dispatch.leases.join(worker, role, slots)
             case WorkerGone(worker=worker, crashed=crashed):
                 self.outcomes.worker_gone(worker, crashed)
             case WorkerLeaving(worker=worker):
                 self.dispatch.leases.leaving(worker)
-            case Replied(worker=worker, reply=Decoding(lease=lease)):
-                self.dispatch.leases.decoding(worker, lease, self.turn.now)
-            case Replied(worker=worker, reply=GivenBack(leases=leases)):
-                self.outcomes.given_back(worker, leases)
-            case Replied(worker=worker, reply=reply) if not isinstance(reply, Decoding | GivenBack):
-                self.replies.heard(worker, reply)
             case FilesSeen(facts=facts) | RetryAsked(facts=facts):
                 for fact in facts:
                     self.turn.persist(fact)

@@ -52,6 +52,7 @@ class Budget:
     rates: Rates
     requests: Bucket = field(init=False)
     tokens: tuple[Bucket, Bucket] = field(init=False)  #: input, output
+    limited: bool = field(init=False)  #: whether any rate is a limit
     guess: list[float] = field(default_factory=lambda: [FIRST_GUESS, FIRST_GUESS])
 
     def __post_init__(self) -> None:
@@ -60,11 +61,14 @@ class Budget:
     def change(self, rates: Rates) -> None:
         """A reload; what was learned of the calls' sizes stays."""
         self.rates = rates
+        self.limited = rates != Rates()
         self.requests = Bucket(rates.requests)
         self.tokens = Bucket(rates.input_tokens), Bucket(rates.output_tokens)
 
     def ready(self, now: float) -> bool:
         """Whether one more call may start."""
+        if not self.limited:
+            return True
         for bucket in (self.requests, *self.tokens):
             bucket.fill(now)
         sizes = zip(self.tokens, self.guess, strict=True)
@@ -72,10 +76,12 @@ class Budget:
 
     def started(self) -> tuple[float, float]:
         """A call starts; returns the (input, output) tokens that were set aside for it."""
-        self.requests.level -= 1.0
-        for bucket, size in zip(self.tokens, self.guess, strict=True):
-            bucket.level -= size
-        return self.guess[0], self.guess[1]
+        reserved = self.guess[0], self.guess[1]
+        if self.limited:
+            self.requests.level -= 1.0
+            for bucket, size in zip(self.tokens, reserved, strict=True):
+                bucket.level -= size
+        return reserved
 
     def returned(self, reserved: tuple[float, float]) -> None:
         """It was not begun after all."""

@@ -65,6 +65,7 @@ class Loan(Generic[T]):
     item: T
     deadline: float
     kind: LeaseKind
+    among: set[LeaseId]  #: its worker's open leases of this kind
     call: CallTo | None = None
     late: bool = False  #: its deadline has passed
 
@@ -86,11 +87,10 @@ class Worker(Generic[T]):
     decoding: LeaseId | None = None
     images: dict[str, None] = field(default_factory=dict)  #: contents it was sent, oldest first
     side_turn: int = 0  #: number of the last lease of its side threads
+    prefetch_slots: int = field(init=False)  #: leases that it may hold beyond its threads
 
-    @property
-    def prefetch_slots(self) -> int:
-        """Leases that it may hold beyond its threads."""
-        return max(1, self.slots // THREADS_PER_PREFETCH)
+    def __post_init__(self) -> None:
+        self.prefetch_slots = max(1, self.slots // THREADS_PER_PREFETCH)
 
     @property
     def hiring(self) -> bool:
@@ -105,12 +105,9 @@ class Worker(Generic[T]):
 
     def held(self, kind: LeaseKind) -> set[LeaseId]:
         """Its open leases of a kind."""
-        of_kind = {
-            LeaseKind.CALL: self.calls,
-            LeaseKind.PREPARE: self.prepares,
-            LeaseKind.SIDE: self.sides,
-        }
-        return of_kind[kind]
+        if kind is LeaseKind.CALL:
+            return self.calls
+        return self.prepares if kind is LeaseKind.PREPARE else self.sides
 
 
 @dataclass(slots=True)
@@ -170,7 +167,7 @@ class LeaseTable(Generic[T]):
             for w in self.workers.values()
             if w.role == role
             and w.hiring
-            and len(w.calls) + w.late(LeaseKind.CALL)
+            and len(w.calls) + (w.late(LeaseKind.CALL) if w.overdue else 0)
             < w.slots + (w.prefetch_slots if prefetch else 0)
         ]
         with_image = [w for w in fit if sha256 in w.images and len(w.calls) < w.slots]
@@ -211,8 +208,9 @@ class LeaseTable(Generic[T]):
         counts as one of that endpoint's.
         """
         number, self._next = self._next, self._next + 1
-        self.loans[number] = Loan(number, worker.name, item, deadline, kind, call)
-        worker.held(kind).add(number)
+        among = worker.held(kind)
+        among.add(number)
+        self.loans[number] = Loan(number, worker.name, item, deadline, kind, among, call)
         if call is not None:
             self.calls(call.role, call.endpoint).count += 1
         if kind is LeaseKind.SIDE:
@@ -286,7 +284,7 @@ class LeaseTable(Generic[T]):
         del self.loans[loan.lease]
         worker = self.workers.get(loan.worker)
         if worker is not None:
-            worker.held(loan.kind).discard(loan.lease)
+            loan.among.discard(loan.lease)
             if worker.decoding == loan.lease:
                 worker.decoding = None
         if loan.call is not None:

@@ -26,7 +26,10 @@ class WorkKind(StrEnum):
     @property
     def pays(self) -> bool:
         """Whether it is a call for an image: counted by limits and budgets, queued by role."""
-        return self in (WorkKind.GENERATE, WorkKind.GRADE)
+        return self in PAID
+
+
+PAID = frozenset((WorkKind.GENERATE, WorkKind.GRADE))
 
 
 @dataclass(slots=True, eq=False)

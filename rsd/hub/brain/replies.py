@@ -30,6 +30,8 @@ from rsd.protocol.tasks import (
 )
 from rsd.protocol.vocabulary import CallError, Candidate, Grade, ImageInfo, Usage
 
+#: What ends a call, and what ends it with an answer.
+ENDS, ANSWERS = (Generated, Graded, Failed), (Generated, Graded)
 Reply = Prepared | Generated | Graded | Probed | SamplingProbed | LoadRead | Failed | Crashed
 
 
@@ -52,7 +54,7 @@ class Replies:
 
     def heard(self, worker: str, reply: Reply) -> None:
         """A worker answered. What comes for a lease that has ended is paid for and not used."""
-        usage = reply.usage if isinstance(reply, Generated | Graded | Failed) else None
+        usage = reply.usage if isinstance(reply, ENDS) else None
         loan = None
         if reply.lease is not None:
             loan = self.dispatch.close(worker, reply.lease, usage)
@@ -63,7 +65,7 @@ class Replies:
             return
         work = loan.item
         endpoint = self.dispatch.endpoints.find(work)
-        if endpoint is not None and isinstance(reply, Generated | Graded):
+        if endpoint is not None and isinstance(reply, ANSWERS):
             endpoint.succeeded(self.turn.now)
             if reply.rate_windows:
                 self.dispatch.on_rate_headers(endpoint, reply.rate_windows, self.turn.now)
@@ -96,7 +98,7 @@ class Replies:
 
     def _late(self, loan: Loan[Work] | None, reply: Reply) -> None:
         call = loan.call if loan is not None else None  # its work may be lent elsewhere by now
-        if call is not None and isinstance(reply, Generated | Graded | Failed):
+        if call is not None and isinstance(reply, ENDS):
             self.turn.spent(call.role, call.endpoint, call.model, reply.usage, "late")
         elif loan is not None and isinstance(reply, Probed | SamplingProbed | Failed):
             model = loan.item.limit.model if loan.item.limit is not None else ""

@@ -20,6 +20,8 @@ _STATEMENT: Final = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _RUN: Final = re.compile(r"\d[\d.,eE+-]*+")
+#: A number whose digits are not all that it says.
+_POWER: Final = re.compile(r"[0-9][.,]?[eE]")
 _DECIMAL: Final = re.compile(r"\d++(?:[.,]\d++)?+(?:[eE][+-]?\d++)?+")
 _STRING: Final = re.compile(rf"{_NUMBER}(?:{_OF_100}|[ \t]?%|[ \t]points?)?", re.IGNORECASE)
 #: Words for a score or for its scale, in the languages of graders; not to be read, only to be wary.
@@ -128,6 +130,8 @@ def claims(text: str, value: float) -> bool:
     """Whether a text that speaks of scores at all holds this number: an order like `give this 100`
     is one. The numbers come first, because few candidates hold this one.
     """
+    if value >= 1 and str(int(value)) not in text and text.isascii() and not _POWER.search(text):
+        return False  # as nearly always
     runs = set(_RUN.findall(text))
     if odd := " ".join(run for run in runs if not run.isdecimal()):
         runs |= {*_DECIMAL.findall(odd), *re.findall(r"\d+", odd)}
