@@ -69,6 +69,13 @@ class CandidateState:
         found.sort()
         return found
 
+    def awaits(self, number: int, rubric: str) -> bool:
+        """Whether this grade of it is still to come."""
+        grading = self.gradings.get(number)
+        if grading is None or grading.over or grading.rubric != rubric:
+            return False
+        return self.gradable
+
     def complete(self, rubric: str) -> bool:
         """Whether neither an answer nor a grade of this rubric is still to come."""
         if self.candidate is None:
@@ -144,6 +151,10 @@ class ActiveImage:
     def missing(self, index: int) -> list[int]:
         """Numbers of a candidate's grades that are still to come."""
         return self.candidates[index].missing(self.rubric)
+
+    def awaits(self, index: int, number: int) -> bool:
+        """Whether this grade of a candidate is still to come."""
+        return self.candidates[index].awaits(number, self.rubric)
 
     def scores(self) -> dict[int, float]:
         """Candidate index -> mean of its grades."""
@@ -262,7 +273,7 @@ class ActiveImage:
             count = -(-len(mine) // self.recipe.list_size)
             bounds = [k * len(mine) // count for k in range(count + 1)]
             for a, b in pairwise(bounds):
-                if any(number in self.missing(i) for i in mine[a:b]):
+                if any(self.awaits(i, number) for i in mine[a:b]):
                     calls.append((tuple(mine[a:b]), number))
         return sorted(calls, key=lambda call: (call[0][0], call[1]))
 

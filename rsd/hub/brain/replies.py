@@ -162,7 +162,7 @@ class Replies:
         for index, share in shares.items():
             outcome = "surplus" if index in given_for else "unparsable"
             self._spent(work, reply.model, share, outcome)
-        left_out = any(work.number in image.missing(i) for i in work.indices)
+        left_out = any(image.awaits(i, work.number) for i in work.indices)
         if left_out:
             error = CallError(
                 error=ErrorClass.BAD_REPLY,

@@ -85,7 +85,7 @@ class Rounds:
             for index in loan.item.indices
         }
         for indices, number in image.to_grade():
-            if any(number in image.missing(i) and (i, number) not in under_way for i in indices):
+            if any(image.awaits(i, number) and (i, number) not in under_way for i in indices):
                 self.queue(image, WorkKind.GRADE, indices, number)
         self.check_barrier(image)
 
@@ -98,8 +98,9 @@ class Rounds:
 
     def store_recipe(self, recipe: Recipe) -> None:
         """The writer must have a recipe before a fact names it."""
-        if recipe.fingerprint not in self.stored:
-            self.stored.add(recipe.fingerprint)
+        fingerprint = recipe.fingerprint
+        if fingerprint not in self.stored:
+            self.stored.add(fingerprint)
             self.turn.persist(ConfigStored(recipe=recipe), size=16_384)
 
     def stale(self, work: Work) -> bool:
@@ -107,7 +108,7 @@ class Rounds:
         image = self.images.get(work.image)
         if image is None or work.kind is not WorkKind.GRADE:
             return False
-        known = not any(work.number in image.missing(i) for i in work.indices)
+        known = not any(image.awaits(i, work.number) for i in work.indices)
         return work.rubric != image.rubric or known
 
     def take_step(self, step: StepChosen) -> None:
@@ -262,7 +263,7 @@ class Rounds:
         for index in work.indices:
             if work.kind is WorkKind.GENERATE:
                 self.generation_failed(image, index, error)
-            elif work.number in image.missing(index):
+            elif image.awaits(index, work.number):
                 image.candidates[index].gradings[work.number].failed = True
                 self._log_failure(image, f"grade {work.number} of candidate {index}", error)
                 fact = GradingFailed(
