@@ -166,7 +166,8 @@ class LeaseTable(Generic[T]):
             w
             for w in self.workers.values()
             if w.role == role
-            and w.hiring
+            and not w.leaving
+            and not w.hung
             and len(w.calls) + (w.late(LeaseKind.CALL) if w.overdue else 0)
             < w.slots + (w.prefetch_slots if prefetch else 0)
         ]
@@ -294,7 +295,10 @@ class LeaseTable(Generic[T]):
 
     def calls(self, role: Role, endpoint: str) -> OpenCalls:
         """The open calls of an endpoint; the same object until nobody needs it (`keep_calls`)."""
-        return self._calls.setdefault((role, endpoint), OpenCalls())
+        found = self._calls.get((role, endpoint))
+        if found is None:
+            found = self._calls[role, endpoint] = OpenCalls()
+        return found
 
     def keep_calls(self, endpoints: set[tuple[Role, str]]) -> None:
         """Only these endpoints are in the settings: others are counted while they have calls."""
