@@ -152,6 +152,14 @@ class CallSpent(Struct, frozen=True, kw_only=True, tag_field="kind", tag="spent"
     outcome: str  #: short stable word for statistics
 
 
+class Agreement(Struct, frozen=True, kw_only=True):
+    """How much the candidates of an image agreed when it was decided, from 0 to 1."""
+
+    level: float  #: mean over the candidates
+    distinct: int  #: different texts
+    winner: float  #: of the winner with the others
+
+
 class ImageDecided(Struct, frozen=True, kw_only=True, tag_field="kind", tag="decided"):
     """The winner is known. Applies only if `decision` is the stored number plus one."""
 
@@ -163,6 +171,7 @@ class ImageDecided(Struct, frozen=True, kw_only=True, tag_field="kind", tag="dec
     quality: str  #: `high` or `low`
     reason: str  #: why sampling stopped
     time: float
+    agreement: Agreement | None = None  #: of a strategy that looks at it
 
 
 class ImageSetAside(Struct, frozen=True, kw_only=True, tag_field="kind", tag="set_aside"):

@@ -135,6 +135,13 @@ class Recipe(Struct, frozen=True, kw_only=True, omit_defaults=True):
     generator_model: str
     grader_model: str
     reasoning_effort: str = ""  #: of the grader
+    # Of the strategy `adaptive` alone; any other leaves them as they are.
+    consensus: str = "auto"  #: whether candidates vote: `auto`, `on` or `off`
+    effort: str = "balanced"  #: name of the preset
+    min_gain: float = 2.0  #: points that one more candidate's price must bring
+    candidates_max: int = 32
+    grades_max: int = 12
+    audit_share: float = 0.02  #: of images, that are drawn uniformly and graded whole
 
     @property
     def rubric(self) -> str:

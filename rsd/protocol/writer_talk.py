@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Struct
 
 from rsd.protocol.facts import DialectLearned, Numbered, StepChosen
+from rsd.protocol.learned import Learned
 from rsd.protocol.tasks import LogLine
 from rsd.protocol.vocabulary import (
     Candidate,
@@ -137,6 +138,7 @@ class WriterUp(Struct, frozen=True, kw_only=True, tag_field="kind", tag="writer_
     pid: int
     stats: Stats
     dialects: tuple[DialectLearned, ...]
+    learned: tuple[Learned, ...] = ()
 
 
 class Recovered(Struct, frozen=True, kw_only=True, tag_field="kind", tag="recovered"):
@@ -151,6 +153,7 @@ class Committed(Struct, frozen=True, kw_only=True, tag_field="kind", tag="commit
 
     seq: int
     stats: Stats
+    learned: tuple[Learned, ...] = ()  #: the records that they have changed
 
 
 class BacklogPage(Struct, frozen=True, kw_only=True, tag_field="kind", tag="backlog_page"):
