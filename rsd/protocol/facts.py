@@ -160,7 +160,9 @@ class Agreement(Struct, frozen=True, kw_only=True):
     winner: float  #: of the winner with the others
 
 
-class ImageDecided(Struct, frozen=True, kw_only=True, tag_field="kind", tag="decided"):
+class ImageDecided(
+    Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="kind", tag="decided"
+):
     """The winner is known. Applies only if `decision` is the stored number plus one."""
 
     image: ImageId
