@@ -61,6 +61,7 @@ def draw(args: argparse.Namespace, home: Path, seed: int, affinity: bool) -> lis
             RSD_RUNTIME_DIR=str(Path(name) / "run"),
             RSD_WATCH_SETTLE_SECONDS="0.2",
             RSD_THROTTLE_ENABLED="false",
+            RSD_SAMPLING_STRATEGY="random",
             RSD_GENERATION_MAX_N="1",
             RSD_GENERATION_AFFINITY=str(affinity).lower(),
         )

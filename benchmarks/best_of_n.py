@@ -45,6 +45,7 @@ def run(folder: Path, args: argparse.Namespace, grader: str, *flags: str) -> dic
     ]
     env = {k: v for k, v in os.environ.items() if not k.startswith("RSD_")}
     env["RSD_WATCH_SETTLE_SECONDS"] = "0.5"
+    env["RSD_SAMPLING_STRATEGY"] = "random"
     env["RSD_GRADING_REPEATS"] = str(args.repeats)
     subprocess.run(command, check=True, env=env, stderr=subprocess.DEVNULL, cwd=HOME)
     documents = [json.loads(p.read_text()) for p in output.glob("*_quality/*.json")]

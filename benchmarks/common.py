@@ -227,6 +227,7 @@ def rsd_command(
         RSD_RUNTIME_DIR=str(folder / "run"),
         RSD_WATCH_SETTLE_SECONDS="0.05",
         RSD_THROTTLE_ENABLED="false",
+        RSD_SAMPLING_STRATEGY="random",
         RSD_GENERATION_MAX_N=str(work.n),
         RSD_GRADING_LIST_SIZE=str(work.candidates),
     )

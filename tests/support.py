@@ -198,6 +198,7 @@ class Daemon:
             "RSD_ERRORS_BACKOFF_MAX_SECONDS": "1",
             "RSD_ERRORS_QUOTA_PROBE_SECONDS": "1",
             "RSD_THROTTLE_ENABLED": "false",
+            "RSD_SAMPLING_STRATEGY": "random",  # most tests count candidates and grades
             "NO_PROXY": "127.0.0.1,localhost",
         }
         self._env |= settings

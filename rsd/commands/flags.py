@@ -27,15 +27,22 @@ FLAGS: dict[str, tuple[str, str]] = {
     "--vllm-model": ("generation.model", "model that generates; default: the only one served"),
     "--grading-key": ("grading.key", "API key of the grader (better: RSD_GRADING_KEY)"),
     "--grading-model": ("grading.model", "model that grades"),
-    "--strategy": ("sampling.strategy", "random or grid"),
-    "--candidates": ("sampling.candidates", "candidates per image; default: one per prompt"),
+    "--strategy": ("sampling.strategy", "adaptive, random or grid"),
+    "--effort": ("sampling.effort", "economy, balanced, thorough or maximal"),
+    "--consensus": ("sampling.consensus", "whether candidates vote: auto, on or off"),
+    "--min-gain": ("sampling.min_gain", "points that one more candidate's cost must bring"),
+    "--candidates-max": ("sampling.candidates_max", "most candidates per image"),
+    "--grades-max": ("sampling.grades_max", "most grades per image"),
+    "--audit-share": ("sampling.audit_share", "share of images drawn evenly, graded whole"),
+    "--images-in-flight": ("sampling.images_in_flight", "most images in work"),
+    "--candidates": ("sampling.candidates", "random: candidates; default: one per prompt"),
     "--seed": ("sampling.seed", "start of all randomness"),
     "--temperature-range": ("sampling.temperature_range", "comma separated, 0 to 2"),
     "--top-p-range": ("sampling.top_p_range", "comma separated, above 0 up to 1"),
     "--top-k-range": ("sampling.top_k_range", "comma separated, -1 or at least 1"),
     "--min-p": ("sampling.min_p", "min-p of every request"),
     "--repetition-penalty": ("sampling.repetition_penalty", "repetition penalty"),
-    "--stop-score": ("sampling.stop_score", "end an image early at this score"),
+    "--stop-score": ("sampling.stop_score", "random, grid: end an image at this score"),
     "--score-threshold": ("sampling.score_threshold", "high quality from here on"),
     "--max-tokens": ("generation.max_tokens", "longest answer, in tokens"),
     "--gen-workers": ("generation.workers", "most generation requests in flight"),
@@ -62,13 +69,18 @@ GROUPS = {
     ),
     "grader": ("--grading-api", "--grading-model", "--grading-key", "--grade-workers"),
     "sampling": (
-        *("--strategy", "--candidates", "--seed", "--temperature-range", "--top-p-range"),
-        *("--top-k-range", "--min-p", "--repetition-penalty", "--score-threshold"),
-        "--stop-score",
+        *("--strategy", "--effort", "--consensus", "--min-gain", "--candidates-max"),
+        *("--grades-max", "--audit-share", "--images-in-flight", "--candidates", "--stop-score"),
+        *("--seed", "--temperature-range", "--top-p-range", "--top-k-range", "--min-p"),
+        *("--repetition-penalty", "--score-threshold"),
     ),
 }
 _METAVARS = {"--prompts": "FILE", "--grading-prompt": "FILE", "--candidates": "N"} | {
-    flag: "N" for flag in ("--seed", "--gen-workers", "--grade-workers", "--max-tokens")
+    flag: "N"
+    for flag in (
+        *("--seed", "--gen-workers", "--grade-workers", "--max-tokens"),
+        *("--candidates-max", "--grades-max", "--images-in-flight"),
+    )
 }
 _DEFAULTS = Settings()
 

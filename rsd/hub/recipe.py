@@ -9,7 +9,8 @@ import msgspec
 
 from rsd.errors import UserError
 from rsd.protocol.vocabulary import LISTWISE, POINTWISE, Recipe
-from rsd.settings.fields import Settings
+from rsd.settings.fields import Sampling, Settings
+from rsd.strategy.presets import PRESETS
 
 #: `n` draws of one request, and all draws of one image, must fit into the seeds of an image.
 MAX_DRAWS = 1024
@@ -48,6 +49,9 @@ def load_recipe(s: Settings) -> Recipe:
             raise UserError(
                 f"sampling.strategy = grid: {count} candidates an image; at most {MAX_DRAWS}"
             )
+    adaptive: dict[str, Any] = {}
+    if sampling.strategy == "adaptive":
+        adaptive = _adaptive(sampling)
     return Recipe(
         prompts={k: texts[k] for k in keys},
         grading_template=template,
@@ -67,7 +71,21 @@ def load_recipe(s: Settings) -> Recipe:
         generator_model=s.generation.model,
         grader_model=s.grading.model,
         reasoning_effort=s.grading.reasoning_effort,
+        **adaptive,
     )
+
+
+def _adaptive(s: Sampling) -> dict[str, Any]:
+    """What only `adaptive` looks at: the recipes of the others stay as they always were."""
+    preset = PRESETS[s.effort]
+    return {
+        "consensus": s.consensus,
+        "effort": s.effort,
+        "min_gain": preset.min_gain if s.min_gain is None else s.min_gain,
+        "candidates_max": s.candidates_max or preset.candidates_max,
+        "grades_max": s.grades_max or preset.grades_max,
+        "audit_share": s.audit_share,
+    }
 
 
 def _read_json(path: str, name: str) -> dict[str, Any]:

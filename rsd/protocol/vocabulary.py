@@ -120,7 +120,7 @@ class Recipe(Struct, frozen=True, kw_only=True, omit_defaults=True):
     prompts: dict[str, str]  #: prompt key -> text, in the order of `--prompt-keys`
     grading_template: str
     strategy: str
-    candidates: int  #: per image, for `random`
+    candidates: int  #: per image, for `random` and `grid`
     seed: int
     temperatures: tuple[float, ...]
     top_ps: tuple[float, ...]

@@ -105,7 +105,7 @@ class Grading(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Meta(description="For reasoning models; empty: the model's own default."),
     ] = ""
     repeats: Annotated[
-        int, Meta(ge=1, le=16, description="Grades per candidate; the score is their mean.")
+        int, Meta(ge=1, le=16, description="random, grid: grades per candidate; the mean counts.")
     ] = 1
     list_size: Annotated[
         int, Meta(ge=2, le=26, description="Candidates per call with a listwise template.")
@@ -120,12 +120,54 @@ class Sampling(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """[sampling] Which candidates are drawn, and when an image is good enough."""
 
     strategy: Annotated[
-        Literal["random", "grid"],
-        Meta(description="random: a few draws an image; grid: every combination."),
-    ] = "random"
+        Literal["adaptive", "random", "grid"],
+        Meta(
+            description="adaptive: what is learned says what pays; random: a few draws an image; "
+            "grid: every combination."
+        ),
+    ] = "adaptive"
+    effort: Annotated[
+        Literal["economy", "balanced", "thorough", "maximal"],
+        Meta(description="adaptive: how much is spent for quality, in one word."),
+    ] = "balanced"
+    consensus: Annotated[
+        Literal["auto", "on", "off"],
+        Meta(
+            description="adaptive: whether what candidates agree on counts; auto: where a grade "
+            "is dear beside a candidate."
+        ),
+    ] = "auto"
+    min_gain: Annotated[
+        Annotated[float, Meta(ge=0)] | None,
+        Meta(
+            description="adaptive: points that the cost of one more candidate must bring; "
+            "absent: as effort says."
+        ),
+    ] = None
+    candidates_max: Annotated[
+        Annotated[int, Meta(ge=1, le=1024)] | None,
+        Meta(description="adaptive: most candidates per image; absent: as effort says."),
+    ] = None
+    grades_max: Annotated[
+        Annotated[int, Meta(ge=1, le=1024)] | None,
+        Meta(description="adaptive: most grades per image; absent: as effort says."),
+    ] = None
+    audit_share: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=1,
+            description="adaptive: share of images that are drawn evenly and graded whole, for "
+            "figures without bias.",
+        ),
+    ] = 0.02
+    images_in_flight: Annotated[
+        Annotated[int, Meta(ge=1, le=4096)] | None,
+        Meta(description="Most images in work; absent: as many as fill the servers' slots."),
+    ] = None
     candidates: Annotated[
         Annotated[int, Meta(ge=1, le=1024)] | None,
-        Meta(description="Candidates per image (random); absent: one per prompt."),
+        Meta(description="random: candidates per image; absent: one per prompt."),
     ] = None
     seed: Annotated[int, Meta(ge=0, description="Start of all randomness.")] = 0
     temperature_range: Annotated[
@@ -149,7 +191,7 @@ class Sampling(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = 80.0
     stop_score: Annotated[
         Annotated[float, Meta(ge=0, le=100)] | None,
-        Meta(description="Stop an image at this score; absent: draw them all."),
+        Meta(description="random, grid: stop an image at this score; absent: draw them all."),
     ] = None
 
 

@@ -49,6 +49,7 @@ def refuse_misfits(s: Settings) -> None:
             _refuse_url(section, url)  # first: what follows repeats addresses
     _refuse_top_k(s)
     _refuse_repetitions(s)
+    _refuse_fixed_numbers(s)
     throttle = s.throttle
     for pause, reduce in (
         ("memory_pause_percent", "memory_reduce_percent"),
@@ -78,6 +79,23 @@ def _refuse_repetitions(s: Settings) -> None:
     for key, values in several.items():
         if len(set(values)) != len(values):
             raise UserError(f"{key} = {shown(values)}: a value is given twice")
+
+
+def _refuse_fixed_numbers(s: Settings) -> None:
+    """`adaptive` finds out itself what these fix for the other strategies."""
+    if s.sampling.strategy != "adaptive":
+        return
+    fixed = (
+        ("sampling.candidates", s.sampling.candidates, None, "or limit it by candidates_max"),
+        ("sampling.stop_score", s.sampling.stop_score, None, "or choose an effort"),
+        ("grading.repeats", s.grading.repeats, 1, "or leave it at 1"),
+    )
+    for key, value, free, other in fixed:
+        if value != free:
+            raise UserError(
+                f"{key} = {shown(value)}: not with sampling.strategy = adaptive, which finds that "
+                f"out for each image; set sampling.strategy = random, {other}"
+            )
 
 
 def _refuse_url(section: str, url: str) -> None:

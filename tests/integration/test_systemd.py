@@ -172,7 +172,7 @@ def test_stop_drains_and_the_rest_comes_later(service: Guest) -> None:
 def test_reload_keeps_the_process(service: Guest) -> None:
     service.run("systemctl", "start", "rsd")
     first = service.show("MainPID")
-    service.configure(sampling__candidates="2")
+    service.configure(sampling__strategy='"random"', sampling__candidates="2")
     service.run("systemctl", "reload", "rsd")
     service.until(lambda: "reload" in service.turn().lower(), "a word about the reload")
     drop(service, 60)

@@ -144,7 +144,10 @@ def test_lists_may_begin_with_a_minus(values: list[int]) -> None:
             "sampling.top_k_range (--top-k-range) = -3,20: each -1 (off) or at least 1",
         ),
         ("run --timeout soon", "generation.timeout (--timeout) = soon: a number above 0 and up"),
-        ("run --strategy best", "sampling.strategy (--strategy) = best: one of random, grid"),
+        (
+            "run --strategy best",
+            "sampling.strategy (--strategy) = best: one of adaptive, random, grid",
+        ),
         ("run --vllm-api nowhere", "generation.api (--vllm-api) = nowhere: an address like"),
         ("run --config /nowhere.toml", "--config /nowhere.toml: no such file"),
         ("status --config /nowhere.toml", "--config /nowhere.toml: no such file"),

@@ -159,7 +159,19 @@ def test_every_setting_has_an_environment_variable_of_its_own() -> None:
             {"sampling.top_k_range": "40,40"},
             "sampling.top_k_range = 40,40: a value is given twice",
         ),
-        ({"sampling.strategy": "best"}, "sampling.strategy = best: one of random, grid"),
+        ({"sampling.strategy": "best"}, "sampling.strategy = best: one of adaptive, random, grid"),
+        ({"sampling.min_gain": "-1"}, "sampling.min_gain = -1: a number of at least 0"),
+        ({"sampling.audit_share": "1.1"}, "sampling.audit_share = 1.1: a number from 0 to 1"),
+        (
+            {"sampling.candidates": "4"},
+            "sampling.candidates = 4: not with sampling.strategy = adaptive, which finds that out "
+            "for each image; set sampling.strategy = random, or limit it by candidates_max",
+        ),
+        (
+            {"sampling.stop_score": "90"},
+            "sampling.stop_score = 90.0: not with sampling.strategy = adaptive",
+        ),
+        ({"grading.repeats": "2"}, "grading.repeats = 2: not with sampling.strategy = adaptive"),
         ({"sampling.candidates": "0"}, "sampling.candidates = 0: a whole number from 1 to 1024"),
         (
             {"sampling.score_threshold": "101"},
@@ -349,6 +361,23 @@ def test_a_recipe_keeps_the_order_of_the_prompt_keys(tmp_path: Path) -> None:
     assert chosen.candidates == 2
     grid = load_recipe(load({**files, "sampling.strategy": "grid"}, environ={}))
     assert grid.candidates == 3 * 3 * 2 * 3
+
+
+def test_an_effort_is_numbers_and_any_of_them_may_be_given(tmp_path: Path) -> None:
+    files = prompt_files(tmp_path, {"a": "1"}, GOOD)
+
+    def numbers(**sampling: str) -> tuple[str, float, int, int]:
+        flags = {f"sampling.{name}": value for name, value in sampling.items()}
+        r = load_recipe(load({**files, **flags}, environ={}))
+        return r.effort, r.min_gain, r.candidates_max, r.grades_max
+
+    assert numbers() == ("balanced", 2.0, 32, 12)
+    assert numbers(effort="economy") == ("economy", 4.0, 32, 12)
+    assert numbers(effort="maximal") == ("maximal", 0.5, 108, 24)
+    given_numbers = {"min_gain": "0", "candidates_max": "9", "grades_max": "3"}
+    assert numbers(effort="thorough", **given_numbers) == ("thorough", 0.0, 9, 3)
+    of_random = numbers(strategy="random", effort="maximal", min_gain="7")
+    assert of_random == numbers(), "they are not of that strategy, and leave its fingerprint"
 
 
 @pytest.mark.parametrize(
