@@ -79,6 +79,8 @@ def policy_of(settings: Settings, recipe: Recipe, *, once: bool) -> Policy:
         patience=0.0 if once else settings.watch.patience_seconds,
         once=once,
         affinity=generation.affinity,
+        images_in_flight=settings.sampling.images_in_flight,
+        prices=prices_of(settings.prices),
     )
 
 

@@ -323,10 +323,12 @@ class Supervisor:
                     self._heard += self.inbox.on_found(message, time.time())
             case Recovered():
                 self._think(message)
-            case WriterUp(stats=stats, dialects=dialects):
+            case WriterUp(stats=stats, dialects=dialects, learned=learned):
                 self.writer_client.opened(stats)
-                if not self.brain.view(time.monotonic()).started:
-                    self._think(Started(stats=stats, dialects=dialects))
+                if self.brain.view(time.monotonic()).started:  # the last one may have died untold
+                    self._think(Committed(seq=0, stats=stats, learned=learned))
+                else:
+                    self._think(Started(stats=stats, dialects=dialects, learned=learned))
                     self._decide()
                     if self._drain_until is None:
                         self.folder.start()

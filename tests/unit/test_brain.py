@@ -27,7 +27,8 @@ from rsd.protocol.tasks import (
 from rsd.protocol.vocabulary import SPOOL_REFUSED, CallError, Recipe, Role
 from rsd.protocol.writer_talk import ReadBacklog
 from rsd.strategy.base import ImageState, Step
-from rsd.strategy.fixed import next_step
+from rsd.strategy.choose import next_step
+from rsd.strategy.memory import Memory
 from tests.unit.world import World, policy, recipe, transient
 
 RECIPES = [
@@ -394,10 +395,10 @@ def test_an_image_is_due_again_when_choosing_its_step_has_failed(
     world = World(random.Random(1), policy())
     broken = [True]
 
-    def once_broken(state: ImageState) -> Step:
+    def once_broken(state: ImageState, memory: Memory | None) -> Step:
         if broken and broken.pop():
             raise RuntimeError("a bug in a strategy")
-        return next_step(state)
+        return next_step(state, memory)
 
     monkeypatch.setattr(rounds, "next_step", once_broken)
     world.open(PATHS)

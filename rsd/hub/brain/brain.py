@@ -29,7 +29,7 @@ from rsd.hub.brain.events import (
     WorkerLeaving,
     WorkerUp,
 )
-from rsd.hub.brain.image import ActiveImage, requests_per_image, with_grader
+from rsd.hub.brain.image import ActiveImage, with_grader
 from rsd.hub.brain.intake import Intake, identity
 from rsd.hub.brain.limits import EndpointLimit
 from rsd.hub.brain.outcomes import Outcomes
@@ -43,6 +43,7 @@ from rsd.protocol.facts import (
     ImageGone,
     ImageStarted,
 )
+from rsd.protocol.learned import Learned
 from rsd.protocol.tasks import (
     HALF,
     WHOLE,
@@ -75,7 +76,7 @@ class Brain:
         self.started = False  #: the writer is open
         self._finished = False
         self._scan_done = not policy.once
-        self._requests = requests_per_image(policy.recipe, policy.max_n)
+        self._requests = self.rounds.requests_per_image()
 
     def handle(self, event: Event, now: float, wall: float) -> list[Action]:
         """`now`: monotonic seconds; `wall`: Unix time, stored in facts and never compared."""
@@ -117,11 +118,14 @@ class Brain:
                 self.rounds.stored.add(recipe.fingerprint)
                 if history.image not in self.rounds.images:  # a writer died meanwhile
                     self.rounds.activate(ActiveImage.from_history(history, recipe))
-            case Started(stats=stats, dialects=dialects):
+            case Started(stats=stats, dialects=dialects, learned=learned):
                 self.started = True
+                self._learned(learned)
                 self.intake.opened(stats.backlog_high, stats.priority_high)
                 self.dispatch.endpoints.restore(dialects)
-            case Committed(seq=seq, stats=stats):
+            case Committed(seq=seq, stats=stats, learned=learned):
+                if learned:
+                    self._learned(learned)
                 self.turn.acknowledge(seq)
                 self.intake.grown(stats.backlog_high, stats.priority_high)
                 self.rounds.durable(seq)
@@ -137,12 +141,17 @@ class Brain:
                 self.policy = self.intake.policy = self.outcomes.policy = policy
                 self.dispatch.configure(policy)
                 self.rounds.reconfigure(policy)
-                self._requests = requests_per_image(policy.recipe, policy.max_n)
+                self._requests = self.rounds.requests_per_image()
             case DrainRequested():
                 self.draining = True
             case Tick(blocked=blocked, folder_away=away):
                 self.dispatch.blocked, self.intake.folder_away = blocked, away
                 self.outcomes.expire()
+
+    def _learned(self, records: Iterable[Learned]) -> None:
+        """Also changes which arms the images to come will take, and so how many requests."""
+        if self.rounds.learn(records):
+            self._requests = self.rounds.requests_per_image()
 
     # --------------------------------------------------------------------------------- the cycle
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rsd.protocol.facts import DialectLearned, Fact
+from rsd.protocol.learned import Learned
 from rsd.protocol.tasks import (
     Crashed,
     Decoding,
@@ -18,7 +19,7 @@ from rsd.protocol.tasks import (
     Probed,
     SamplingProbed,
 )
-from rsd.protocol.vocabulary import ImageId, Rates, Recipe, Role, Stats
+from rsd.protocol.vocabulary import ImageId, Rates, Recipe, Role, Stats, TokenPrices
 from rsd.protocol.writer_talk import BacklogPage, Committed, ContentFound, Query, Recovered
 
 # ------------------------------------------------------------------------------------------ events
@@ -56,6 +57,8 @@ class Policy:
     once: bool = False
     probe_sampling: bool = True
     affinity: bool = True  #: an image's calls go to the server that knows it
+    images_in_flight: int | None = None  #: most images in work; None: as fill the slots
+    prices: dict[Role, TokenPrices] = field(default_factory=dict)  #: never changed in place
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +133,7 @@ class Started:
 
     stats: Stats
     dialects: tuple[DialectLearned, ...]
+    learned: tuple[Learned, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

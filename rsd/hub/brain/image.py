@@ -10,11 +10,13 @@ import msgspec
 
 from rsd.hub.brain.queue import Work, WorkKind
 from rsd.protocol.facts import PlannedGrading, PlannedSample, StepChosen
+from rsd.protocol.learned import Learned
 from rsd.protocol.tasks import CandidateText
 from rsd.protocol.vocabulary import Candidate, ImageId, ImageInfo, Recipe, seed_of
 from rsd.protocol.writer_talk import ImageHistory
-from rsd.strategy.base import Buy, ImageState
+from rsd.strategy.base import Buy, CallPrices, ImageState, Seen
 from rsd.strategy.fixed import plan
+from rsd.strategy.memory import Memory
 
 
 @dataclass(slots=True)
@@ -94,6 +96,20 @@ class CandidateState:
         ]
         return sum(scores) / len(scores) if scores else None
 
+    def seen(self, rubric: str) -> Seen:
+        """As a strategy that learns sees it."""
+        made = self.candidate
+        mine = [g for _, g in sorted(self.gradings.items()) if g.rubric == rubric]
+        return Seen(
+            index=self.planned.index,
+            arm=self.planned.arm,
+            explore=self.planned.explore,
+            text=made.content if made is not None else None,
+            rejected=made is not None and bool(made.rejected_because),
+            scores=tuple(g.score for g in mine if g.score is not None),
+            bought=len(mine),
+        )
+
 
 @dataclass(slots=True)
 class ActiveImage:
@@ -117,6 +133,7 @@ class ActiveImage:
     crashes: int = 0  #: workers that died decoding it
     last_error: str = ""
     rubric: str = ""  #: of the grades that count
+    memory: Memory | None = None  #: of a strategy that learns; begun with its first step
 
     def __post_init__(self) -> None:
         self.rubric = self.recipe.rubric
@@ -161,8 +178,16 @@ class ActiveImage:
         found = ((i, c.score(self.rubric)) for i, c in self.candidates.items())
         return {i: score for i, score in found if score is not None}
 
-    def state(self) -> ImageState:
+    @property
+    def learns(self) -> bool:
+        """Whether its strategy looks at texts and at what was learned."""
+        return self.recipe.strategy == "adaptive"
+
+    def state(self, learned: Learned | None = None, prices: CallPrices | None = None) -> ImageState:
         """What the strategy needs to know."""
+        seen: tuple[Seen, ...] = ()
+        if self.learns:
+            seen = tuple(c.seen(self.rubric) for _, c in sorted(self.candidates.items()))
         return ImageState(
             recipe=self.recipe,
             sha256=self.sha256,
@@ -171,6 +196,9 @@ class ActiveImage:
             allotment=self.allotment,
             bought={i: c.bought(self.rubric) for i, c in self.candidates.items() if c.gradable},
             scores=self.scores(),
+            candidates=seen,
+            learned=learned,
+            prices=prices,
         )
 
     @property
@@ -337,10 +365,19 @@ def with_grader(recipe: Recipe, current: Recipe) -> Recipe:
     )
 
 
-def requests_per_image(recipe: Recipe, max_n: int) -> int:
-    """Requests that an image's plan takes, candidates with the same arm sharing one."""
+def new_image(recipe: Recipe) -> ActiveImage:
+    """One of which nothing is known, to see what a first step would be."""
     info = ImageInfo(sha256="", width=1, height=1, format="", bytes=0)
-    sketch = ActiveImage("", b"", 0, info, recipe, "")
-    arms = plan(recipe, "", recipe.candidates)
-    sketch.take_step(sketch.plan_step(Buy(samples=tuple((arm, False) for arm in arms))))
+    return ActiveImage("", b"", 0, info, recipe, "")
+
+
+def requests_per_image(recipe: Recipe, max_n: int, first: Buy | None = None) -> int:
+    """Requests that an image's first step takes (None: its whole plan), candidates with the same
+    arm sharing one.
+    """
+    sketch = new_image(recipe)
+    if first is None:
+        arms = plan(recipe, "", recipe.candidates)
+        first = Buy(samples=tuple((arm, False) for arm in arms))
+    sketch.take_step(sketch.plan_step(first))
     return max(1, len(sketch.to_generate(list(sketch.candidates), max_n)))

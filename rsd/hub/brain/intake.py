@@ -109,6 +109,8 @@ class Intake:
             most = ACTIVE_MAX
         else:
             most = ACTIVE_MIN if endpoints.unknown(Role.GENERATE) else 0
+        if self.policy.images_in_flight is not None:
+            most = min(most, self.policy.images_in_flight)
         wanted = PLANNED_AHEAD * max(1, self.dispatch.ceiling(Role.GENERATE))
         planned += self.busy * requests_per_image
         while self.window and active + self.busy < most:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 
 from rsd.hub.brain.dispatch import Dispatcher
 from rsd.hub.brain.events import Forget, Policy
-from rsd.hub.brain.image import ActiveImage
+from rsd.hub.brain.image import ActiveImage, new_image, requests_per_image
 from rsd.hub.brain.queue import Work, WorkKind
 from rsd.hub.brain.turn import Turn
 from rsd.protocol.facts import (
@@ -18,12 +19,19 @@ from rsd.protocol.facts import (
     SampleFailed,
     StepChosen,
 )
+from rsd.protocol.learned import Learned, learned_key
 from rsd.protocol.vocabulary import CallError, ImageId, Recipe, Role
-from rsd.strategy.base import Stop
-from rsd.strategy.fixed import next_step
+from rsd.strategy.base import Buy, Step, Stop
+from rsd.strategy.choose import next_step
+from rsd.strategy.memory import Memory, Solved
+from rsd.strategy.prices import prices_of_calls
 
 #: Grading calls waiting, as a multiple of the graders' slots, above which no new round starts.
 GRADING_AHEAD = 2
+#: Records of what was learned, one per models and rubric; the one changed longest ago goes first.
+LEARNED_MAX = 256
+#: Images learned from between two estimates of how many requests one takes.
+ESTIMATE_EVERY = 16
 
 
 class Rounds:
@@ -41,16 +49,45 @@ class Rounds:
         self._wants_step: deque[ImageId] = deque()  # images at a barrier
         self._held_back: deque[ImageId] = deque()  # they want a round, but the graders are behind
         self._steps: deque[tuple[int, StepChosen]] = deque()  # chosen, not yet durable
+        self._steps_of_grades = 0  # those of them that make no candidate
+        self.learned: dict[str, Learned] = {}  #: newest record by its key
+        self.solved = Solved()  #: what the strategy has made of the records
+        self._estimated_at = 0  # images learned from
 
     @property
     def starting(self) -> int:
-        """Images whose next round is not under way yet."""
-        return len(self._wants_step) + len(self._held_back) + len(self._steps)
+        """Images whose next candidates are not asked for yet."""
+        steps = len(self._steps) - self._steps_of_grades
+        return len(self._wants_step) + len(self._held_back) + steps
+
+    def learn(self, records: Iterable[Learned]) -> bool:
+        """Records as they are stored now; True when `requests_per_image` should be asked again."""
+        for record in records:
+            known = self.learned.pop(record.key, record)
+            self.learned[record.key] = record if record.images >= known.images else known
+        while len(self.learned) > LEARNED_MAX:
+            del self.learned[next(iter(self.learned))]
+        if self.policy.recipe.strategy != "adaptive":
+            return False
+        mine = self.learned.get(learned_key(self.policy.recipe))
+        return mine is not None and mine.images >= self._estimated_at + ESTIMATE_EVERY
+
+    def requests_per_image(self) -> int:
+        """Requests to the generator that an image's first step takes, under the settings."""
+        recipe, first = self.policy.recipe, None
+        if recipe.strategy == "adaptive":
+            step = self._ask(new_image(recipe))
+            first = step if isinstance(step, Buy) and step.samples else None
+            mine = self.learned.get(learned_key(recipe))
+            self._estimated_at = mine.images if mine is not None else 0
+        return requests_per_image(recipe, self.policy.max_n, first)
 
     def durable(self, seq: int) -> None:
         """Steps up to this fact are committed: their work may go out."""
         while self._steps and self._steps[0][0] <= seq:
-            self.take_step(self._steps.popleft()[1])
+            step = self._steps.popleft()[1]
+            self._steps_of_grades -= not step.samples
+            self.take_step(step)
 
     def activate(self, image: ActiveImage) -> None:
         """A started or recovered image: queue what it lacks."""
@@ -163,13 +200,22 @@ class Rounds:
             image.choosing = False
             self._resume_grading(image)
             return
-        step = next_step(image.state())
+        step = self._ask(image)
         if isinstance(step, Stop):
             self._decide(image, step)
         elif step.samples and self._graders_behind():
             self._held_back.append(image.image)
         else:
             self._choose(image.plan_step(step))
+
+    def _ask(self, image: ActiveImage) -> Step:
+        if not image.learns:
+            return next_step(image.state(), None)
+        if image.memory is None:
+            image.memory = Memory(solved=self.solved)
+        learned = self.learned.get(learned_key(image.recipe))
+        prices = prices_of_calls(image.recipe, learned, self.policy.prices)
+        return next_step(image.state(learned, prices), image.memory)
 
     def _graders_behind(self) -> bool:
         slots = max(1, self.dispatch.leases.slots(Role.GRADE))
@@ -178,6 +224,7 @@ class Rounds:
     def _choose(self, step: StepChosen) -> None:
         size = 200 * (len(step.samples) + 1) + 40 * len(step.gradings)
         self._steps.append((self.turn.persist(step, size), step))
+        self._steps_of_grades += not step.samples
 
     def _decide(self, image: ActiveImage, stop: Stop) -> None:
         if stop.index is None:
@@ -196,6 +243,7 @@ class Rounds:
                 quality=quality,
                 reason=stop.reason,
                 time=self.turn.wall,
+                agreement=stop.agreement,
             )
         )
         self.remove(image)
