@@ -33,7 +33,7 @@ START_SECONDS = 30.0
 #: Seconds that it may take to end.
 STOP_SECONDS = 10.0
 #: Cells of the table beside the file's name, and characters of `_<id>.json` at the name's end.
-OTHER_COLUMNS, TAIL = 44, 18
+OTHER_COLUMNS, TAIL = 54, 18
 #: Exit code of a run that Ctrl-C ended.
 INTERRUPTED = 130
 #: Mean seconds of a simulated call: enough to watch the progress bar.
@@ -144,16 +144,17 @@ def render(out: Console, settings: Settings) -> list[dict[str, Any]]:
         show_edge=False,
     )
     table.add_column("file", no_wrap=True, min_width=4 + TAIL)
-    for name in ("best", "quality", "prompt", "T", "top_p", "top_k"):
+    for name in ("graded", "best", "quality", "prompt", "T", "top_p", "top_k"):
         table.add_column(name, no_wrap=True)
     for folder in ("high_quality", "low_quality"):
         for path in sorted((output / folder).glob("*.json")):
             document = msgspec.json.decode(path.read_bytes())
             results.append(document)
-            best = document["best_result"]
+            best, graded = document["best_result"], document["all_candidates"]
             params = best["params"]
             table.add_row(
                 escape(shortened(path.name, out.width - OTHER_COLUMNS)),
+                f"{len(graded)} of {len(graded) + document['ungraded_candidates']}",
                 f"{best['score']:.1f}",
                 document["quality"],
                 best["prompt_key"],
@@ -213,9 +214,11 @@ def compare(settings: Settings, results: list[dict[str, Any]]) -> list[str]:
     pictures = [p for p in Path(settings.image_dir).iterdir() if p.suffix in (".png", ".jpg")]
     equal("pictures and results", len(pictures), len(results))
     for document in results:
-        scores = [c["score"] for c in document["all_candidates"]]
-        name = document["image_info"]["filename"]
-        equal(f"{name}: best score", document["best_result"]["score"], max(scores))
+        best, name = document["best_result"], document["image_info"]["filename"]
+        scores = [g["score"] for g in best["grades"]]
+        equal(f"{name}: best score and its grades", best["score"], sum(scores) / len(scores))
+        same = [c for c in document["all_candidates"] if c["is_best"]] == [best]
+        equal(f"{name}: its best candidate is among all", same, True)
     if not results:
         found.append("no picture was processed")
     return found

@@ -211,8 +211,10 @@ def test_demo_runs_from_anywhere_and_its_counts_agree(tmp_path: Path) -> None:
     pictures = [p for p in (HOME / "samples").iterdir() if p.suffix in (".png", ".jpg")]
     results = list(output.glob("*_quality/*.json"))
     assert len(results) == len(pictures)
-    keys = {c["prompt_key"] for r in results for c in json.loads(r.read_text())["all_candidates"]}
-    assert keys == {f"prompt{k}" for k in range(1, 7)}
+    documents = [json.loads(r.read_text()) for r in results]
+    keys = {c["prompt_key"] for d in documents for c in d["all_candidates"]}
+    assert keys <= {f"prompt{k}" for k in range(1, 7)} and len(keys) > 1
+    assert all(d["all_candidates"] for d in documents)
     status = command(tmp_path, "status", "--json", "--output-dir", str(output))
     assert status.returncode == 3
     images = json.loads(status.stdout)["images"]
