@@ -23,6 +23,8 @@ MOST_TEXT: Final = 8192
 MOST_LINE: Final = 600
 MOST_NAME: Final = 80
 MOST_LABEL: Final = 60
+#: Tokens of a text that are compared when it has no claims, the first ones.
+MOST_TOKENS: Final = 2000
 #: Claims of a text; of more, the first in their order are kept.
 MOST_CLAIMS: Final = 400
 #: Objects, lists and values of a JSON text that are visited.
@@ -54,15 +56,16 @@ _VERB = re.compile(
 )
 _VALUE = re.compile(r"([^=]{1,60}?) ?= ?([^=]{1,40})")
 _DECORATION = " .,;:!\"'`*_[](){}<>|\\"
-_LEAD = re.compile(r"(?:the|a|an|from|then|block|node|module) ", re.IGNORECASE)
+_LEAD = re.compile(r"^(?:the|a|an|from|then|block|node|module) ", re.IGNORECASE)
 _TAIL = re.compile(r" (?:block|node|module)$", re.IGNORECASE)
 _STOP = re.compile(r";|\. ")
 #: Scripts without spaces between words: every character is a token, or a sentence would be one.
 _UNSPACED = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _TOKEN = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]")
-#: The usual forms, for which no expression is needed, and what may not follow them then.
+#: The usual forms, for which no expression is needed, and what may not stand beside them then.
 _USUAL = ((" --> ", "forward"), (" <-> ", "two"), (" -> ", "forward"))
 _UNUSUAL = "><-,("
+_HEADS = "><\u2190\u2192\u2194"
 _SOURCES = ("from", "source", "src", "start", "a")
 _TARGETS = ("to", "target", "dst", "dest", "destination", "end", "b")
 _LABELS = ("label", "signal", "name")
@@ -94,8 +97,13 @@ class Reader:
         """Pairs of neighbouring tokens of a line, so that direction counts. Never raises."""
         found = self._pairs.get(text)
         if found is None:
-            lines = text[:MOST_TEXT].casefold().splitlines()
-            found = frozenset(pair for line in lines for pair in pairwise(_TOKEN.findall(line)))
+            pairs: set[Claim] = set()
+            left = MOST_TOKENS
+            for line in text[:MOST_TEXT].casefold().splitlines():
+                tokens = _TOKEN.findall(line)[:left]
+                left -= len(tokens)
+                pairs.update(pairwise(tokens))
+            found = frozenset(pairs)
             _remember(self._pairs, text, found)
         return found
 
@@ -132,8 +140,8 @@ class Reader:
         for arrow, kind in _USUAL:
             left, found, rest = line.partition(arrow)
             if found and left:
-                if not any(c in rest for c in _UNUSUAL):
-                    right, _, label = rest.partition(" : ")
+                if not any(c in rest for c in _UNUSUAL) and not any(c in left for c in _HEADS):
+                    right, _, label = rest.partition(": ")
                     return self._edge(left, kind, right, label)
                 break
         claims = self._chain(line, _ARROW) or self._chain(line, _VERB)
@@ -159,8 +167,8 @@ class Reader:
         if not kinds:
             return ()
         rest, label = line[start:], ""
-        if " : " in rest:
-            rest, _, label = rest.partition(" : ")
+        if ": " in rest:
+            rest, _, label = rest.partition(": ")
         elif rest.rstrip(" .;,").endswith(")") and " (" in rest:
             rest, _, label = rest.rstrip(" .;,)").rpartition(" (")
         claims: list[Claim] = []
@@ -171,6 +179,10 @@ class Reader:
         return tuple(claims)
 
     def _edge(self, left: str, kind: str, right: str, label: str = "") -> tuple[Claim, ...]:
+        if right.startswith("|"):  # as Mermaid writes a label
+            found, _, right = right[1:].partition("|")
+        else:  # as Graphviz does
+            right, _, found = right.partition(" [label=")
         a, b = self._name(left), self._name(right)
         if not a or not b:
             return ()
@@ -180,7 +192,7 @@ class Reader:
         claims: tuple[Claim, ...] = ((a, mark, b),)
         if kind == "two":
             claims += ((b, mark, a),)
-        label = label.strip(_DECORATION)[:MOST_LABEL].casefold()
+        label = (label or found).strip(_DECORATION)[:MOST_LABEL].casefold()
         return (*claims, (a, mark, b, label)) if label else claims
 
     def _name(self, text: str) -> str:
@@ -189,8 +201,8 @@ class Reader:
         if found is None:
             bare = text.strip(_DECORATION)
             if not bare.isalnum():
-                bare = _TAIL.sub("", _LEAD.sub("", bare, count=1) if _LEAD.match(bare) else bare)
-                bare = bare.strip(_DECORATION)
+                # The tail first: what is called A may be an "A block".
+                bare = _LEAD.sub("", _TAIL.sub("", bare), count=1).strip(_DECORATION)
             found = bare.casefold() if len(bare) <= MOST_NAME else ""
             _remember(self._names, text, found)
         return found

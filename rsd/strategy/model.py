@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
 from math import fsum, sqrt
 from typing import Final
 
@@ -64,43 +63,43 @@ def highest(values: Sequence[float]) -> int:
 
 
 def overlap(
-    sets: Sequence[Collection[Claim]], votes: dict[Claim, int], n: int, mean_size: float
+    sets: Sequence[Collection[Claim]], vote: dict[Claim, int], n: int, mean_size: float
 ) -> Matrix:
     """The matrix C of some candidates, in points squared.
 
-    `votes` counts the candidates with a claim among all n, `mean_size` is their mean number of
+    `vote` counts the candidates with a claim among all n, `mean_size` is their mean number of
     claims. The sums are of integers, so that no order of claims matters.
     """
-    distinct: dict[frozenset[Claim], int] = {}
-    of = [distinct.setdefault(frozenset(s), len(distinct)) for s in sets]
+    numbers: dict[frozenset[Claim], int] = {}
+    of = [numbers.setdefault(frozenset(s), len(numbers)) for s in sets]
+    weights = {claim: votes * (n - votes) for claim, votes in vote.items()}
     held: dict[Claim, int] = {}
-    for s in distinct:
+    for s in numbers:
         for claim in s:
             held[claim] = held.get(claim, 0) + 1
     # A claim that all have explains nothing; one of a single set speaks for nobody else.
-    shared = [e for e, holders in held.items() if holders > 1 and votes[e] < n]
-    place = {e: k for k, e in enumerate(shared)}
-    weights = [votes[e] * (n - votes[e]) for e in shared]
-    planes = [
-        _bits((k for k, w in enumerate(weights) if w >> b & 1), len(shared))
-        for b in range(max(weights, default=0).bit_length())
-    ]
-    masks: list[list[int]] = []
-    scale: Vector = []
-    own: list[int] = []
-    for s in distinct:
-        mask = _bits((place[e] for e in s if e in place), len(shared))
-        masks.append([mask & plane for plane in planes])
-        scale.append(200.0 / max(len(s) + mean_size, TIE) / n)
-        own.append(sum(votes[e] * (n - votes[e]) for e in s))
-    table = [[0.0] * len(own) for _ in own]
-    for i, whole in enumerate(own):
-        table[i][i] = whole * scale[i] * scale[i]
-    for i, j in combinations(range(len(own)), 2):
-        both = 0
-        for b, (x, y) in enumerate(zip(masks[i], masks[j], strict=True)):
-            both += (x & y).bit_count() << b
-        table[i][j] = table[j][i] = both * scale[i] * scale[j]
+    shared = [claim for claim, holders in held.items() if holders > 1 and weights[claim]]
+    place = {claim: k for k, claim in enumerate(shared)}
+    masks = [_bits((place[e] for e in s if e in place), len(shared)) for s in numbers]
+    scale = [200.0 / max(len(s) + mean_size, TIE) / n for s in numbers]
+    # The weights as binary numbers: a digit of a sum is a count of bits.
+    digits = max((weights[claim] for claim in shared), default=0).bit_length()
+    planes: list[list[int]] = []
+    for b in range(digits):
+        plane = _bits((k for k, e in enumerate(shared) if weights[e] >> b & 1), len(shared))
+        planes.append([mask & plane for mask in masks])
+    table = [[0.0] * len(numbers) for _ in numbers]
+    for i, s in enumerate(numbers):
+        both = [0] * i
+        for b, plane_masks in enumerate(planes):
+            mine = plane_masks[i]
+            both = [
+                total + ((mine & mask).bit_count() << b)
+                for total, mask in zip(both, plane_masks, strict=False)
+            ]
+        table[i][i] = sum(weights[claim] for claim in s) * scale[i] * scale[i]
+        for j, total in enumerate(both):
+            table[i][j] = table[j][i] = total * scale[i] * scale[j]
     return [[table[i][j] for j in of] for i in of]
 
 
