@@ -34,6 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="pictures with truth: JSON files beside them or in DIR/truth; may be repeated",
     )
+    add(
+        "--scenario",
+        type=Path,
+        metavar="FILE",
+        help="recorded answers and grades, or a world to draw them from (docs/simulator.md)",
+    )
     add("--slots", type=_count, default=0, help="answers at once, per role; 0: no limit")
     add("--generator-slots", type=_count, help="the same, generator only")
     add("--grader-slots", type=_count, help="the same, grader only")
@@ -84,6 +90,7 @@ def main(args: argparse.Namespace) -> int:
         any_model=args.any_model,
         grader_model=args.grader_model,
         truth=(*([samples] if samples.is_dir() else []), *args.truth),
+        scenario=args.scenario,
         generator_slots=generator_slots,
         grader_slots=grader_slots,
         max_queue=args.max_queue,

@@ -32,6 +32,7 @@ from rsd.simulator.rules import (
     question_of,
     tokens,
 )
+from rsd.simulator.scene import Graded, Scene
 from rsd.simulator.truth import Pictures
 
 #: A cap under this is used up by reasoning before a word is written.
@@ -62,6 +63,7 @@ class Bench:
 
     noise: float
     seed: int
+    scene: Scene | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,12 +220,15 @@ def plan(
     prompt_tokens = TOKEN_CHARS + tokens(question.text) + image
     keys = (f"{pixels[:12]}:{digest(c.text.strip())}:{index}" for c in candidates)
     calls = tuple(dict.fromkeys(keys))
+    scene = bench.scene if bench.scene and pixels in bench.scene and candidates else None
+    sizes = scene.grading_tokens(len(candidates)) if scene else None
+    prompt_tokens = sizes[0] if sizes else prompt_tokens
     asked = digest(*calls) if calls else digest(question.text, index)
     identity = f"{pixels[:12]}:{asked}"
 
     def reply(twist: Twist) -> Reply:
         content = _content(bench, pictures, body, question, pixels, candidates, index, twist)
-        return _reply(body, content, prompt_tokens, identity, twist)
+        return _reply(body, content, prompt_tokens, identity, twist, sizes[1:] if sizes else None)
 
     return Plan(
         identity=identity,
@@ -252,23 +257,14 @@ def _content(
         if injected is not None:
             return msgspec.json.encode({"explanation": "As ordered.", "score": injected}).decode()
         return answers.words(question.text, answers.MODEL_DEFAULTS, index, bench.seed)
-    truth = pictures.graph(pixels)
     many = listwise(question.text)
     rows: list[dict[str, Any]] = []
-    for position, candidate in enumerate(candidates):
-        score = answers.grade(
-            candidate.text,
-            truth,
-            pixels,
-            position=position,
-            call=index,
-            noise=bench.noise,
-            base_seed=bench.seed,
-        )
+    grades = _grades(bench, pictures, pixels, [each.text for each in candidates], index)
+    for candidate, graded in zip(candidates, grades, strict=True):
         row: dict[str, Any] = {"id": candidate.name} if many else {}
-        row["explanation"] = answers.explain(truth, candidate.text)
+        row["explanation"] = graded.explanation
         row["score"] = (
-            850 if twist.kind == "wrong_score" else score if injected is None else injected
+            850 if twist.kind == "wrong_score" else graded.score if injected is None else injected
         )
         if twist.kind == "no_score":
             del row["score"]
@@ -283,9 +279,36 @@ def _content(
     return f"{rows[0]['explanation']}{tail}"
 
 
+def _grades(
+    bench: Bench, pictures: Pictures, pixels: str, texts: list[str], index: int
+) -> list[Graded]:
+    if bench.scene is not None and pixels in bench.scene:
+        return bench.scene.grades(pixels, texts, index)
+    truth = pictures.graph(pixels)
+    grades = []
+    for position, text in enumerate(texts):
+        score = answers.grade(
+            text,
+            truth,
+            pixels,
+            position=position,
+            call=index,
+            noise=bench.noise,
+            base_seed=bench.seed,
+        )
+        grades.append(Graded(score, answers.explain(truth, text)))
+    return grades
+
+
 def _reply(
-    body: dict[str, Any], content: str, prompt_tokens: int, identity: str, twist: Twist
+    body: dict[str, Any],
+    content: str,
+    prompt_tokens: int,
+    identity: str,
+    twist: Twist,
+    written_tokens: tuple[int, int] | None,
 ) -> Reply:
+    """`written_tokens`: output and reasoning that a scenario says; None: counted and made up."""
     model = str(body["model"])
     cap = integer(body, "max_completion_tokens") or integer(body, "max_tokens") or 100_000
     rng = random.Random(f"usage|{identity}")
@@ -298,14 +321,16 @@ def _reply(
     if twist.kind == "truncated":
         content, reason = content[: len(content) // 2], "length"
     thought = min(thought, cap - tokens(content))
+    written = thought + tokens(content)
+    if written_tokens is not None:
+        written, thought = (min(each, cap) for each in written_tokens)
     message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
     if twist.kind == "null_content":
         message["content"] = None
     elif twist.kind == "refusal":
         message |= {"content": None, "refusal": "I'm sorry, but I can't help with that."}
-    written = thought + tokens(content)
     cached = 0
-    if prompt_tokens >= CACHED_FROM and rng.random() < 0.5:
+    if written_tokens is None and prompt_tokens >= CACHED_FROM and rng.random() < 0.5:
         cached = prompt_tokens // 2 // CACHED_STEP * CACHED_STEP
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reason}
     data = {

@@ -15,7 +15,7 @@ from aiohttp import StreamReader, web
 from aiohttp.http_parser import RawRequestMessage
 
 from rsd.errors import UserError
-from rsd.simulator import vllm
+from rsd.simulator import scenario, vllm
 from rsd.simulator.faults import Faults
 from rsd.simulator.grader import Bench, plan, read
 from rsd.simulator.pictures import DataUrls, Reader
@@ -23,6 +23,7 @@ from rsd.simulator.rules import (
     openai_error,
     vllm_error,
 )
+from rsd.simulator.scene import Scene
 from rsd.simulator.side import BODY_MAX, Options, Role, Side
 from rsd.simulator.slots import Slots
 from rsd.simulator.truth import Pictures
@@ -31,9 +32,13 @@ from rsd.simulator.truth import Pictures
 DECODERS: Final = 2
 
 
-def _sides(options: Options, urls: DataUrls, pictures: Pictures) -> tuple[Side, Side]:
-    served = vllm.Served(options.model, options.any_model, options.max_model_len, options.seed)
-    bench = Bench(options.noise, options.seed)
+def _sides(
+    options: Options, urls: DataUrls, pictures: Pictures, scene: Scene | None
+) -> tuple[Side, Side]:
+    served = vllm.Served(
+        options.model, options.any_model, options.max_model_len, options.seed, scene
+    )
+    bench = Bench(options.noise, options.seed, scene)
     now = int(time.time())
     card = {"object": "model", "created": now, "owned_by": "rsd-simulator", "simulated": True}
     more = {"root": options.model, "parent": None, "max_model_len": options.max_model_len}
@@ -73,10 +78,11 @@ def samples_folder() -> Path:
 async def serve(options: Options, ready: Callable[[dict[str, Any]], None]) -> None:
     """Serve both roles until SIGTERM or SIGINT; `ready` is called once with the two base URLs.
 
-    Raises UserError when a port or a truth folder cannot be used.
+    Raises UserError when a port, a truth folder or a scenario cannot be used.
     """
     reader = Reader(decode=options.decode)
     pictures = Pictures(list(options.truth), reader)
+    scene = Scene(scenario.load(options.scenario)) if options.scenario else None
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -84,7 +90,7 @@ async def serve(options: Options, ready: Callable[[dict[str, Any]], None]) -> No
     with contextlib.ExitStack() as stack:
         executor = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
         stack.callback(executor.shutdown, wait=False, cancel_futures=True)
-        sides = _sides(options, DataUrls(reader, executor, options.local_media), pictures)
+        sides = _sides(options, DataUrls(reader, executor, options.local_media), pictures, scene)
         runners = [_runner(side) for side in sides]
         try:
             ports = []

@@ -49,6 +49,7 @@ class Options:
     any_model: bool = False
     grader_model: str = "o4-mini"
     truth: tuple[Path, ...] = ()
+    scenario: Path | None = None  #: what is said about the pictures that it names
     generator_slots: int = 0
     grader_slots: int = 0
     max_queue: int | None = None

@@ -25,7 +25,9 @@ from rsd.simulator.rules import (
     tokens,
     vllm_error,
 )
+from rsd.simulator.scene import Scene
 from rsd.simulator.truth import Pictures
+from rsd.simulator.world import Made
 
 #: Most answers of one request, as vLLM has it.
 N_MAX: Final = 16_384
@@ -46,6 +48,7 @@ class Served:
     any_model: bool
     max_model_len: int
     seed: int
+    scene: Scene | None = None
 
 
 def check_model(served: Served, body: dict[str, Any]) -> str:
@@ -157,20 +160,27 @@ def plan(
     seed = integer(body, "seed") or 0
     image = image_tokens(picture)
     prompt_tokens = TEMPLATE_TOKENS + tokens(question.text) + image
-    room = _room(served, body, prompt_tokens)
     pixels = picture.pixels if picture else ""
+    scene = served.scene if served.scene and pixels in served.scene else None
+    if scene is not None:
+        prompt_tokens = scene.input_tokens()
+    room = _room(served, body, prompt_tokens)
     asked = digest(question.text, params)
     parts = tuple(f"{pixels[:12]}:{asked}:{seed + k}" for k in range(n))
 
-    def text_of(k: int) -> str:
+    def made(k: int) -> Made:
+        if scene is not None:
+            return scene.candidate(pixels, question.text, params, seed + k)
         if picture is None:
-            return answers.words(question.text, params, seed + k, served.seed)
-        truth = pictures.graph(pixels)
-        return answers.candidate_text(truth, pixels, question.text, params, seed + k, served.seed)
+            text = answers.words(question.text, params, seed + k, served.seed)
+        else:
+            truth = pictures.graph(pixels)
+            about = (truth, pixels, question.text, params, seed + k, served.seed)
+            text = answers.candidate_text(*about)
+        return Made(text, tokens(text), False)
 
     def reply(twist: Twist) -> Reply:
-        texts = [text_of(k) for k in range(n)]
-        return _reply(model, texts, room, prompt_tokens, body, twist)
+        return _reply(model, [made(k) for k in range(n)], room, prompt_tokens, body, twist)
 
     return Plan(
         identity=f"{parts[0]}:{n}:{room}",
@@ -186,7 +196,7 @@ def plan(
 
 def _reply(
     model: str,
-    texts: list[str],
+    answered: list[Made],
     room: int,
     prompt_tokens: int,
     body: dict[str, Any],
@@ -194,14 +204,15 @@ def _reply(
 ) -> Reply:
     choices: list[dict[str, Any]] = []
     written = 0
-    for k, text in enumerate(texts):
+    for k, made in enumerate(answered):
+        text = made.text
         if twist.kind == "truncated":
-            room = max(1, tokens(text) // 2)
-        cut = tokens(text) > room
-        written += room if cut else tokens(text)
+            room = max(1, made.tokens // 2)
+        cut = made.cut or made.tokens > room
+        written += min(room, made.tokens)
         message: dict[str, Any] = {
             "role": "assistant",
-            "content": text[: room * TOKEN_CHARS] if cut else text,
+            "content": text[: room * TOKEN_CHARS] if made.tokens > room else text,
             "refusal": None,
             "reasoning": None,
         }
@@ -220,7 +231,7 @@ def _reply(
             }
         )
     given = body.get("request_id")
-    name = str(given) if given else digest(time.time_ns(), texts[0])
+    name = str(given) if given else digest(time.time_ns(), answered[0].text)
     usage = {
         "prompt_tokens": prompt_tokens,
         "total_tokens": prompt_tokens + written,
