@@ -306,7 +306,7 @@ def run(client: str, sim: Simulator, work: Work, slots: tuple[int, int], home: P
     return Run(
         seconds=seconds,
         served=served,
-        busy=_busy(history, slots),
+        busy=busy_shares(history, slots),
         ideal=max(
             stats[role]["busy_seconds"] / most if most else 0.0
             for role, most in zip(("generator", "grader"), slots, strict=True)
@@ -321,7 +321,7 @@ def run(client: str, sim: Simulator, work: Work, slots: tuple[int, int], home: P
     )
 
 
-def _busy(history: dict[str, Any], slots: tuple[int, int]) -> dict[str, float]:
+def busy_shares(history: dict[str, Any], slots: tuple[int, int]) -> dict[str, float]:
     """Each pool in the middle of its own run: the grader begins and ends after the generator."""
     found = {}
     for role, most in zip(("generator", "grader"), slots, strict=True):

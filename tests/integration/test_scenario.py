@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import msgspec
 import pytest
 
 from rsd.simulator.answers import Params
-from rsd.simulator.scenario import Scenario
+from rsd.simulator.scenario import Scenario, load
 from rsd.simulator.scene import Scene
 from rsd.simulator.truth import pixels_of
 from tests.support import HOME, Daemon, draw, simulator
@@ -103,3 +104,47 @@ def test_a_bad_scenario_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     assert done.returncode == 2 and done.stdout == ""
     assert len(done.stderr.splitlines()) == 1
     assert f"--scenario {path}: not usable" in done.stderr and "$.images[0]" in done.stderr
+
+
+#: What `scenarios.py` reads, one picture each.
+RECORDS = {
+    "replay": {
+        "edges": ["A>B"],
+        "texts": ["A --> B", "B --> A"],
+        "draws": {"p1/0.7": [0, 1], "p2/0.7": [1, 1], "p2/1.0": [0]},
+    },
+    "recorded": {
+        "edges": [["A", "B"]],
+        "draws": {"p1/1.0": ["A --> B", "B --> A"], "p2/1.0": ["nothing"]},
+        "grades": {"A --> B": [90, "good"], "B --> A": [10, "bad"]},
+    },
+}
+
+
+@pytest.mark.parametrize("kind", ["replay", "recorded", "world"])
+def test_scenarios_are_written_as_they_are_read(tmp_path: Path, kind: str) -> None:
+    source, out = tmp_path / "records.json.gz", tmp_path / "out"
+    source.write_bytes(gzip.compress(json.dumps({"one": [RECORDS.get(kind)] * 3}).encode()))
+    words = ["drift"] if kind == "world" else [str(source), "--set", "one"]
+    script = [sys.executable, str(HOME / "benchmarks/scenarios.py"), kind, *words]
+    subprocess.run([*script, "--out", str(out), "--images", "3"], check=True, timeout=60)
+    scenario = load(out / "scenario.json.gz")
+    pictures = sorted((out / "images").iterdir())
+    assert [pixels_of(path.read_bytes()) for path in pictures] == [
+        image.pixels for image in scenario.images
+    ]
+    assert json.loads((out / "prompts.json").read_text()) == scenario.prompts
+    ranges = json.loads((out / "settings.json").read_text())
+    wanted = {"replay": [0.7], "recorded": [1.0], "world": [0.3, 0.7, 1.0]}
+    assert len(pictures) == 3 and ranges["temperatures"] == wanted[kind]
+    assert (
+        list(scenario.prompts)
+        == {
+            "replay": ["p1", "p2"],
+            "recorded": ["p1"],
+            "world": [f"p{k}" for k in range(1, 7)],
+        }[kind]
+    )
+    if kind == "recorded":
+        played = Scene(scenario)
+        assert played.grades(scenario.images[0].pixels, ["B --> A"], 0)[0].score == 10
