@@ -128,17 +128,19 @@ def arms_of(draws: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def common_ranges(images: list[dict[str, Any]]) -> tuple[list[str], Ranges]:
     """Prompts, and the temperatures that every picture has with all of them; greedy ones are left
-    out. As many arms as possible.
+    out. As many arms as possible, and of these as many prompts. Draws of other prompts are dropped.
     """
     arms = set.intersection(
         *({(k, t) for k, ts in i["draws"].items() for t in ts if float(t) > 0} for i in images)
     )
     choices = [[k for k in PROMPTS if (k, t) in arms] for t in sorted({t for _, t in arms})]
-    best: tuple[int, list[str], list[str]] = (0, [], [])
+    best: tuple[int, int, list[str], list[str]] = (0, 0, [], [])
     for keys in choices:
         temperatures = sorted({t for _, t in arms if all((k, t) in arms for k in keys)}, key=float)
-        best = max(best, (len(keys) * len(temperatures), keys, temperatures))
-    return best[1], Ranges(temperatures=tuple(float(t) for t in best[2]))
+        best = max(best, (len(keys) * len(temperatures), len(keys), keys, temperatures))
+    for image in images:
+        image["draws"] = {key: image["draws"][key] for key in best[2]}
+    return best[2], Ranges(temperatures=tuple(float(t) for t in best[3]))
 
 
 def replayed(
@@ -223,8 +225,6 @@ def recorded(
     if not images:
         raise SystemExit("no picture of the set has these arms with grades of all texts")
     keys, ranges = common_ranges(images)
-    for image in images:
-        image["draws"] = {key: image["draws"][key] for key in keys}
     grader = {"kind": "recorded"}
     return {"seed": seed, "prompts": keys, "grader": grader, "images": images}, ranges
 
