@@ -13,6 +13,7 @@ import msgspec
 
 from rsd.errors import ErrorClass
 from rsd.protocol import facts as f
+from rsd.protocol.learned import nothing_learned
 from rsd.protocol.vocabulary import (
     Arm,
     CallError,
@@ -67,6 +68,12 @@ RECIPE = Recipe(
 )
 #: Another way of grading: what was graded by the first is history to it.
 STRICT = msgspec.structs.replace(RECIPE, grading_template="Be strict: {generated_answer}")
+
+#: The same rubric, by the strategy that learns.
+ADAPTIVE = msgspec.structs.replace(RECIPE, strategy="adaptive")
+
+#: What another run has learned of the same models and rubric.
+PRIOR = msgspec.structs.replace(nothing_learned(ADAPTIVE), prior_images=7)
 
 
 def sha(content: str) -> str:
@@ -391,7 +398,7 @@ class FactSource:
 
     def rubric(self, n: int) -> None:
         """A reload: images that start from now on are graded in this way."""
-        self.recipe = (RECIPE, STRICT)[n % 2]
+        self.recipe = (RECIPE, STRICT, ADAPTIVE)[n % 3]
         self.add(f.ConfigStored(recipe=self.recipe))
 
     def restart(self, n: int) -> None:

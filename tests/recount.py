@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from rsd.protocol.vocabulary import Candidate, Grade, Recipe, Role
+from rsd.state.rebuild import rebuild
 from rsd.state.records import (
     ACTIVE,
     CLASSES,
@@ -19,10 +20,12 @@ from rsd.state.records import (
     REPLACED,
     FailureRecord,
     ImageRecord,
+    LessonRecord,
     PathRecord,
     Tally,
     key,
     key64,
+    lesson_key,
 )
 from rsd.state.store import Store
 from rsd.state.transaction import class_key, decode
@@ -49,6 +52,8 @@ def recount(store: Store) -> None:
         ]
         outbox = txn.entries("outbox")
         recipes = {k.decode(): decode(Recipe, v) for k, v in txn.scan("configs")}
+        lessons = {k: decode(LessonRecord, v) for k, v in txn.scan("lessons")}
+    learned_once(store, images, lessons, recipes)
     assert stats.seen == sum(getattr(stats, name) for name in CLASSES) == len(paths)
     by_class = Counter(r.status for r in images.values())
     assert {n: getattr(stats, n) for n in CLASSES} == {n: by_class[n] for n in CLASSES}
@@ -129,3 +134,30 @@ def recount(store: Store) -> None:
     for name, tally in expected.items():
         found_tally = msgspec.structs.asdict(tallies[name])
         assert found_tally == pytest.approx(msgspec.structs.asdict(tally)), name
+
+
+def learned_once(
+    store: Store,
+    images: dict[str, ImageRecord],
+    lessons: dict[bytes, LessonRecord],
+    recipes: dict[str, Recipe],
+) -> None:
+    """Each image that the strategy that learns has decided is one lesson, and the lessons make what
+    is stored, bit by bit.
+    """
+    marked = {lesson_key(r.learned_key, r.learned): i for i, r in images.items() if r.learned}
+    assert marked == {k: row.image for k, row in lessons.items()}
+    assert len(set(marked.values())) == len(marked) == sum(bool(r.learned) for r in images.values())
+    numbers: dict[bytes, list[int]] = {}
+    for k in lessons:
+        numbers.setdefault(k[:16], []).append(int.from_bytes(k[16:], "big"))
+    assert all(sorted(n) == [*range(1, len(n) + 1)] for n in numbers.values())
+    for record in images.values():
+        adaptive = recipes[record.decided_config].strategy == "adaptive" if record.decision else 0
+        assert bool(record.learned) >= adaptive
+    found = rebuild(store)
+    assert {one.key.encode() for one in found} >= numbers.keys()
+    for one in found:
+        assert one.equal, one.differences
+        assert one.stored is not None and one.unlearned == 0
+        assert one.stored.images == one.lessons == len(numbers[one.key.encode()])

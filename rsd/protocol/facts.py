@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from msgspec import Struct, field
 
+from rsd.protocol.learned import Learned
 from rsd.protocol.vocabulary import (
     Arm,
     CallError,
@@ -208,6 +209,12 @@ class ImageRetried(Struct, frozen=True, kw_only=True, tag_field="kind", tag="ret
     time: float
 
 
+class LearnedImported(Struct, frozen=True, kw_only=True, tag_field="kind", tag="learned_imported"):
+    """A person brought along what another run has learned; it is what this one begins with."""
+
+    learned: Learned  #: weighed already (`rsd/strategy/prior.py`)
+
+
 Fact = (
     ConfigStored
     | DialectLearned
@@ -226,6 +233,7 @@ Fact = (
     | ImageSetAside
     | DecodeCrashed
     | ImageRetried
+    | LearnedImported
 )
 
 

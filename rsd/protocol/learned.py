@@ -154,7 +154,12 @@ class Learned(Struct, frozen=True, kw_only=True):
 
 def learned_key(recipe: Recipe) -> str:
     """16 hex digits: what was learned holds for these models, this rubric and this reading."""
-    parts = (recipe.generator_model, recipe.rubric, AGREEMENT_VERSION)
+    return key_of(recipe.generator_model, recipe.rubric)
+
+
+def key_of(generator_model: str, rubric: str) -> str:
+    """The key of a record that names these."""
+    parts = (generator_model, rubric, AGREEMENT_VERSION)
     return blake2b(msgspec.json.encode(parts), digest_size=8).hexdigest()
 
 

@@ -18,7 +18,7 @@ from rsd.state.tallies import Tallies, score_of
 from rsd.state.transaction import Transaction, decode
 
 #: Format of what is stored; raised with every change, each with a function in MIGRATIONS.
-SCHEMA: Final = 2
+SCHEMA: Final = 3
 #: Images of one piece.
 PIECE: Final = 128
 
@@ -134,5 +134,15 @@ class _ToFormat2:
         return recipe.rubric if recipe is not None else ""
 
 
+def _lessons(txn: Transaction, after: bytes) -> None:
+    """Images say whether they were learned from. There is nothing to change, but an older rsd would
+    lose these marks with the first record that it writes, and so it must refuse.
+    """
+
+
 #: Format number -> function that brings the one before to it.
-MIGRATIONS: Final[dict[int, Migration]] = {1: _first_format, 2: _explicit_gradings}
+MIGRATIONS: Final[dict[int, Migration]] = {
+    1: _first_format,
+    2: _explicit_gradings,
+    3: _lessons,
+}

@@ -9,6 +9,7 @@ from typing import Final
 
 from msgspec import Struct
 
+from rsd.protocol.facts import Agreement
 from rsd.protocol.vocabulary import CallError, ImageId, ImageInfo, ImageStatus
 
 QUEUED: Final = ImageStatus.QUEUED
@@ -52,6 +53,9 @@ class ImageRecord(Struct, kw_only=True):
     score: float | None = None
     expected_score: float | None = None
     stop_reason: str = ""
+    agreement: Agreement | None = None
+    learned: int = 0  #: its number among the lessons of a key, 0 = not learned from
+    learned_key: str = ""
     starts: int = 0
     crashes: int = 0
     allotment: int = 1
@@ -86,6 +90,24 @@ class OutboxRecord(Struct, kw_only=True):
     destination: str  #: HIGH, LOW, FAILED or ""
 
 
+class LessonRecord(Struct, frozen=True, kw_only=True):
+    """`lessons`: a decided image as it was learned from. What a retry adds later, or decides anew,
+    is no part of it.
+    """
+
+    image: ImageId
+    config: str  #: fingerprint of the recipe
+    rounds: int  #: steps chosen
+    winner: int
+    score: float
+    expected_score: float
+    accepted: bool
+    reason: str
+    #: Planned in these steps, and given up: a retry may ask for them again.
+    unmade: tuple[int, ...] = ()
+    ungraded: tuple[tuple[int, int], ...] = ()  #: (candidate, number), of the recipe's rubric
+
+
 class Tally(Struct, kw_only=True):
     """`tallies`: sums for one prompt, temperature, top-p, top-k, score bucket or failure reason."""
 
@@ -115,6 +137,16 @@ def key16(image: ImageId, number: int) -> bytes:
 def grade_key(image: ImageId, index: int, number: int) -> bytes:
     """Image, u32 candidate, u16 number."""
     return key32(image, index) + number.to_bytes(2, "big")
+
+
+def lesson_key(learned: str, number: int) -> bytes:
+    """16 hex digits and u64."""
+    return learned.encode() + number.to_bytes(8, "big")
+
+
+def prior_key(learned: str) -> bytes:
+    """Row of `learned` with what was brought along, beside that of the record itself."""
+    return learned.encode() + b"prior"
 
 
 def key64(number: int) -> bytes:

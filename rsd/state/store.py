@@ -59,7 +59,11 @@ NAMES: Final = (
     "profiles",
     "stats",
     "outbox",
+    "learned",
+    "lessons",
 )
+#: Of these, the databases that came with format 3: a reader may come before the migration.
+LATER: Final = ("learned", "lessons")
 #: File systems on which LMDB's locks and maps do not work, and those on which nobody knows.
 NETWORK: Final = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "afs", "ceph", "glusterfs"}
 DOUBTFUL: Final = {"9p", "virtiofs", ""}
@@ -147,6 +151,9 @@ class Store:
                     partial(self._env.open_db, name.encode(), create=not self.readonly)
                 )
             except lmdb.NotFoundError:
+                if name in LATER:
+                    found[name] = None
+                    continue
                 raise StateError(f"{self.path}: no state of rsd (no database {name})") from None
             except lmdb.Error as e:
                 raise StateError(f"{self.path}: {e}") from None

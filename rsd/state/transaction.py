@@ -26,7 +26,9 @@ def decode(kind: type[T], data: bytes) -> T:
 
 
 class Transaction:
-    """One transaction over all databases; `put` only inside a writing one."""
+    """One transaction over all databases; `put` only inside a writing one. A database that a state
+    of an earlier format does not have (None) is empty.
+    """
 
     def __init__(self, txn: Any, databases: dict[str, Any]) -> None:
         self._txn = txn
@@ -34,13 +36,17 @@ class Transaction:
 
     def get(self, database: str, key: bytes) -> bytes | None:
         """The raw value, or None."""
-        value = self._txn.get(key, db=self._databases[database])
+        value = self._value(database, key)
         return None if value is None else bytes(value)
 
     def load(self, database: str, key: bytes, kind: type[T]) -> T | None:
         """The decoded value, or None."""
-        value = self._txn.get(key, db=self._databases[database])
+        value = self._value(database, key)
         return None if value is None else decode(kind, value)
+
+    def _value(self, database: str, key: bytes) -> Any:
+        handle = self._databases[database]
+        return None if handle is None else self._txn.get(key, db=handle)
 
     def put(self, database: str, key: bytes, value: bytes | msgspec.Struct) -> None:
         """Write a value."""
@@ -61,6 +67,8 @@ class Transaction:
     ) -> list[tuple[bytes, bytes]]:
         """Rows in key order from `start` (inclusive), with `prefix`, at most `limit` (0 = all)."""
         rows: list[tuple[bytes, bytes]] = []
+        if self._databases[database] is None:
+            return rows
         with self._txn.cursor(db=self._databases[database]) as cursor:
             at = max(start, prefix)
             found = cursor.set_range(at) if at else cursor.first()
@@ -76,11 +84,26 @@ class Transaction:
 
     def last_key(self, database: str) -> bytes | None:
         """The highest key, or None."""
+        if self._databases[database] is None:
+            return None
         with self._txn.cursor(db=self._databases[database]) as cursor:
             return bytes(cursor.key()) if cursor.last() else None
 
+    def last_of(self, database: str, prefix: bytes) -> bytes | None:
+        """The highest key with a prefix, or None."""
+        if self._databases[database] is None:
+            return None
+        with self._txn.cursor(db=self._databases[database]) as cursor:
+            behind = cursor.set_range(prefix + b"\xff" * 9)  # longer than any rest of a key
+            if not (cursor.prev() if behind else cursor.last()):
+                return None
+            key = bytes(cursor.key())
+            return key if key.startswith(prefix) else None
+
     def entries(self, database: str) -> int:
         """Number of rows."""
+        if self._databases[database] is None:
+            return 0
         return int(self._txn.stat(self._databases[database])["entries"])
 
     def stats(self) -> Stats:

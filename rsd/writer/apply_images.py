@@ -30,14 +30,16 @@ from rsd.state.records import (
     key64,
 )
 from rsd.state.transaction import decode
+from rsd.writer.learn import LearnRules
 from rsd.writer.ledger import Ledger, error_word
 
 
 class ImageRules:
     """Each rule changes all that its fact concerns, and nothing when it is applied again."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, learn: LearnRules) -> None:
         self.ledger = ledger
+        self.learn = learn
         self.rules: dict[type, Callable[[Any], None]] = {
             f.ImageEnrolled: self._enrolled,
             f.ImageGone: self._gone,
@@ -216,6 +218,8 @@ class ImageRules:
         record.decision, record.winner = fact.decision, fact.winner
         record.score, record.expected_score = fact.score, fact.expected_score
         record.stop_reason, record.decided_config = fact.reason, record.config
+        record.agreement = fact.agreement
+        self.learn.decided(record)
         status = HIGH if fact.quality == "high" else LOW
         self._end(record, status, "", fact.time)
         self.ledger.stats.decided += 1

@@ -6,7 +6,7 @@ always the sum of the seven classes.
 
 from __future__ import annotations
 
-from rsd.protocol.vocabulary import CallError, Candidate, Grade, ImageId, ImageStatus, Stats
+from rsd.protocol.vocabulary import CallError, Candidate, Grade, ImageId, ImageStatus, Recipe, Stats
 from rsd.state import view
 from rsd.state.records import (
     CLASSES,
@@ -30,12 +30,19 @@ class Ledger:
         self.txn = txn
         self.stats: Stats = txn.stats()
         self.tallies = Tallies(txn)
-        self._rubrics: dict[str, str] = {}  # fingerprint of a recipe -> its rubric
+        self._recipes: dict[str, Recipe | None] = {}  # by fingerprint
+        self._rubrics: dict[str, str] = {}  # of these recipes
+
+    def recipe(self, config: str) -> Recipe | None:
+        """A stored recipe; None when it is not stored."""
+        if config not in self._recipes:
+            self._recipes[config] = view.recipe_of(self.txn, config) if config else None
+        return self._recipes[config]
 
     def rubric(self, config: str) -> str:
         """The rubric of a stored recipe; "" when it is not stored."""
         if config not in self._rubrics:
-            recipe = view.recipe_of(self.txn, config) if config else None
+            recipe = self.recipe(config)
             self._rubrics[config] = recipe.rubric if recipe is not None else ""
         return self._rubrics[config]
 

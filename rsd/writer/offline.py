@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from rsd.errors import StateError
@@ -12,6 +13,7 @@ from rsd.protocol.facts import Numbered
 from rsd.protocol.user_requests import PATHS_MAX, UserRequest, facts_of
 from rsd.protocol.vocabulary import ImageId
 from rsd.state import cursor
+from rsd.state.rebuild import Rebuilt, rebuild, replace_records
 from rsd.state.store import StateRefused, Store
 from rsd.state.transaction import Transaction
 from rsd.system.files import InstanceLock, holding, refusal
@@ -22,13 +24,30 @@ def apply_requests(state: Path, requests: Iterable[UserRequest]) -> int:
     """Apply requests, a bounded number of images in a transaction; returns how many images were
     meant. The caller holds the state's instance lock. Raises StateError.
     """
+    with _opened(state) as store:
+        return sum(_apply(store, request) for request in requests)
+
+
+def rebuild_records(state: Path) -> list[Rebuilt]:
+    """Sum up again what was learned, and store what differs. The caller holds the state's instance
+    lock. Raises StateError.
+    """
+    with _opened(state) as store:
+        found = rebuild(store)
+        replace_records(store, [one for one in found if not one.equal])
+        return found
+
+
+@contextlib.contextmanager
+def _opened(state: Path) -> Iterator[Store]:
+    """The store, as its writer opens it. Raises StateError."""
     with holding(InstanceLock(state / "writer.lock")) as taken:
         if not taken:
             raise StateError(f"{state}: its writer is still ending; try again")
         try:
             store = Store(state / "lmdb")
             try:
-                return sum(_apply(store, request) for request in requests)
+                yield store
             finally:
                 store.close()
         except StateRefused as e:

@@ -21,6 +21,7 @@ import msgspec
 
 from rsd.errors import StateError
 from rsd.protocol.facts import ImageChecked, ImageDecided, ImageGone, ImageSetAside, Numbered
+from rsd.protocol.learned import Learned
 from rsd.protocol.tasks import LogLine
 from rsd.protocol.vocabulary import Stats
 from rsd.protocol.writer_talk import (
@@ -45,7 +46,7 @@ from rsd.protocol.writer_talk import (
     WriterUp,
     to_writer_decoder,
 )
-from rsd.state import cursor, view
+from rsd.state import cursor, lessons, view
 from rsd.state.store import StateRefused, Store
 from rsd.state.transaction import Transaction
 from rsd.system import logs
@@ -156,6 +157,7 @@ class Writer:
             self._stats = txn.stats()
             active = view.active_images(txn) if self._opening.recover else []
             dialects = view.dialects(txn)
+            learned = lessons.records(txn)
         for image in active:
             with self._store.reading() as txn:
                 found = view.recovered(txn, image)
@@ -163,7 +165,9 @@ class Writer:
                 self._mailbox.reply(found)
             else:
                 log.error("image %s was active, but its recipe is not stored", image)
-        self._mailbox.reply(WriterUp(pid=os.getpid(), stats=self._stats, dialects=dialects))
+        self._mailbox.reply(
+            WriterUp(pid=os.getpid(), stats=self._stats, dialects=dialects, learned=learned)
+        )
 
     def read(self) -> None:
         """A thread of its own: the mailbox ends the process when the hub dies. Pings are answered
@@ -216,14 +220,16 @@ class Writer:
 
     def _commit(self, batch: list[Numbered]) -> None:
         stats = Stats()
+        learned: tuple[Learned, ...] = ()
 
         def work(txn: Transaction) -> None:
-            nonlocal stats
+            nonlocal stats, learned
             application = Application(txn, self._opening.life)
             for numbered in batch:
                 application.apply(numbered)
             application.filed(self._publisher.filed)
             stats = application.finish()
+            learned = application.learned
             failpoint("writer.before-commit")
             if any(isinstance(numbered.fact, ImageDecided) for numbered in batch):
                 failpoint("writer.before-decision")
@@ -236,7 +242,7 @@ class Writer:
         self._publisher.committed(stats)
         if batch:
             self._last_seq = batch[-1].seq
-        self._mailbox.reply(Committed(seq=self._last_seq, stats=stats))
+        self._mailbox.reply(Committed(seq=self._last_seq, stats=stats, learned=learned))
         self._remove_prepared(batch)
 
     def _remove_prepared(self, batch: list[Numbered]) -> None:

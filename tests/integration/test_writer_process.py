@@ -39,7 +39,9 @@ from rsd.state.records import ACTIVE
 from rsd.state.store import Store
 from rsd.system.files import TEMPORARY, InstanceLock, holding
 from tests.histories import (
+    ADAPTIVE,
     PATHS,
+    PRIOR,
     RECIPE,
     FactSource,
     sha,
@@ -66,12 +68,17 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> list[f.Numbered]:
     """A long history in which all kinds of facts occur and everything comes to its end."""
     store = Store(tmp_path_factory.mktemp("script") / "lmdb")
     source, chance = FactSource(store, paths=SCRIPT_PATHS), random.Random(19)
-    for _ in range(160):
+    for number in range(160):
+        if number == 20:  # a reload: what starts from now on is learned from
+            source.recipe = ADAPTIVE
+            source.add(f.ConfigStored(recipe=ADAPTIVE))
         name = chance.choice(OPERATIONS)
         source.operations[name](chance.randrange(1000))
         if chance.random() < 0.1:
             for record in source.images(ACTIVE)[:1]:  # a reload that changes nothing of its rubric
                 source.add(f.ConfigStored(recipe=source.recipe))
+                if source.recipe == ADAPTIVE:
+                    source.add(f.LearnedImported(learned=PRIOR))
                 changed = f.RecipeChanged(image=record.image, config=source.recipe.fingerprint)
                 source.add(changed)
             source.conclude_all()
@@ -80,6 +87,8 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> list[f.Numbered]:
     source.conclude_all()
     kinds = {type(n.fact) for n in source.facts}
     assert kinds == {*f.Fact.__args__} - {f.DialectLearned}  # type: ignore[attr-defined]
+    with store.reading() as txn:
+        assert txn.entries("lessons") >= 7
     classes = {r.status for r in source.images("high_quality", "low_quality", "failed")}
     assert len(classes) == 3, "a script without all outcomes proves little"
     store.close()
