@@ -7,12 +7,13 @@ is bought as long as the expected rise of the winner is worth its price (`Recipe
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import exp, fsum, sqrt
 from typing import Final
 
 from rsd.protocol.learned import AUDIT_CANDIDATES, Learned
 from rsd.protocol.vocabulary import Recipe
+from rsd.strategy import plain
 from rsd.strategy.arms import Arms, Effects, explores, spread_of, together
 from rsd.strategy.base import Buy, CallPrices, ImageState, Step, Stop
 from rsd.strategy.dice import Dice
@@ -51,7 +52,23 @@ def next_step(state: ImageState, memory: Memory | None = None) -> Step:
     memory = memory or Memory()
     if is_audit(state.recipe, state.sha256) and state.allotment == 1:
         return _Image(state, memory).audit()
-    return _Image(state, memory).step()
+    if _voting(state):
+        return _Image(state, memory).step()
+    step = plain.next_step(state, memory)
+    if isinstance(step, Stop) and step.index is not None:  # it is reported in any case
+        agreement = _Image(state, memory).view.agreement(step.index)
+        return replace(step, agreement=agreement)
+    return step
+
+
+def _voting(state: ImageState) -> bool:
+    """Whether candidates vote here. What calls cost may change within an image: one whose answers
+    wait for a grade goes on with votes, or all of them would be graded.
+    """
+    if votes(state.recipe, prices_for(state)):
+        return True
+    waiting = any(c.gradable and not c.bought for c in state.candidates)
+    return state.recipe.consensus == "auto" and waiting
 
 
 def prices_for(state: ImageState) -> CallPrices:

@@ -24,6 +24,7 @@ from rsd.strategy.base import Lesson
 from rsd.strategy.levels import grown, levels_of, levels_of_arm, regrown
 from rsd.strategy.model import FORGET, TIE, Consensus, learn_consensus
 from rsd.strategy.outlook import Answer, Outlook
+from rsd.strategy.plain_learn import learn_plain
 from rsd.strategy.prices import learn_calls
 
 #: Rows of the tables of uniform candidates; later ones are left out.
@@ -57,6 +58,7 @@ def learn(learned: Learned, lesson: Lesson) -> Learned:
             [bool(view.answers[k].scores) for k in view.answer_of],
             FORGET,
         ),
+        plain=learn_plain(learned.plain, levels, lesson),
         repeat_count=learned.repeat_count + repeats[0],
         repeat_sum=learned.repeat_sum + repeats[1],
         generating=learn_calls(
