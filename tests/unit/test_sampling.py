@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from rsd.hub.brain.image import ActiveImage, requests_per_image
 from rsd.protocol.vocabulary import SEED_SPACE, SEEDS, ImageInfo, seed_base, seed_of
 from rsd.strategy.base import Buy, ImageState, Stop
+from rsd.strategy.choose import first_round
 from rsd.strategy.fixed import STOP_ROUND, next_step, plan
 from tests.unit.world import recipe
 
@@ -163,5 +164,5 @@ def test_requests_per_image_counts_shared_draws_once() -> None:
     shared = recipe(
         prompts={"p": "x"}, temperatures=(1.0,), top_ps=(0.9,), top_ks=(40,), candidates=16
     )
-    assert requests_per_image(shared, 16) == 1
-    assert requests_per_image(recipe(), 16) == 3
+    assert requests_per_image(shared, 16, first_round(shared)) == 1
+    assert requests_per_image(recipe(), 16, first_round(recipe())) == 3

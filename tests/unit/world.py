@@ -171,12 +171,14 @@ class Store:
     candidates: dict[tuple[str, int], Candidate] = field(default_factory=dict)
     grades: dict[tuple[str, int, int], Grade] = field(default_factory=dict)
     failed: set[tuple[str, int]] = field(default_factory=set)
+    failed_grades: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
     decided: dict[str, ImageDecided] = field(default_factory=dict)
     aside: dict[str, ImageSetAside] = field(default_factory=dict)
     started: dict[str, ImageStarted] = field(default_factory=dict)
     steps: list[StepChosen] = field(default_factory=list)
     spent: list[CallSpent] = field(default_factory=list)
     crashes: list[str] = field(default_factory=list)
+    allotments: dict[str, int] = field(default_factory=dict)  #: of images that were retried
     seq: int = 0
 
     def apply(self, fact: Fact) -> None:
@@ -207,8 +209,8 @@ class Store:
                 self.grades[image, grade.index, grade.number] = grade
             case SampleFailed(image=image, index=index):
                 self.failed.add((image, index))
-            case GradingFailed():
-                pass
+            case GradingFailed(image=image, index=index, number=number):
+                self.failed_grades.setdefault(image, []).append((index, number))
             case CallSpent():
                 self.spent.append(fact)
             case DecodeCrashed(image=image):
@@ -227,6 +229,7 @@ class Store:
         self.decided.pop(image, None)
         self.aside.pop(image, None)
         self.failed = {where for where in self.failed if where[0] != image}
+        self.failed_grades.pop(image, None)
         row = QueuedImage(
             queue_seq=len(self.queue) + 1,
             image=image,
@@ -248,12 +251,12 @@ class Store:
             info=info,
             config="",
             decision=0,
-            allotment=1,
+            allotment=self.allotments.get(image, 1),
             steps=tuple(s for s in self.steps if s.image == image),
             candidates=tuple(c for (i, _), c in self.candidates.items() if i == image),
             grades=tuple(g for (i, _, _), g in self.grades.items() if i == image),
             failed_samples=tuple(index for i, index in self.failed if i == image),
-            failed_grades=(),
+            failed_grades=tuple(self.failed_grades.get(image, ())),
         )
 
 

@@ -12,10 +12,9 @@ from rsd.hub.brain.queue import Work, WorkKind
 from rsd.protocol.facts import PlannedGrading, PlannedSample, StepChosen
 from rsd.protocol.learned import Learned
 from rsd.protocol.tasks import CandidateText
-from rsd.protocol.vocabulary import Candidate, ImageId, ImageInfo, Recipe, seed_of
+from rsd.protocol.vocabulary import Arm, Candidate, ImageId, ImageInfo, Recipe, seed_of
 from rsd.protocol.writer_talk import ImageHistory
 from rsd.strategy.base import Buy, CallPrices, ImageState, Seen
-from rsd.strategy.fixed import plan
 from rsd.strategy.memory import Memory
 
 
@@ -365,19 +364,9 @@ def with_grader(recipe: Recipe, current: Recipe) -> Recipe:
     )
 
 
-def new_image(recipe: Recipe) -> ActiveImage:
-    """One of which nothing is known, to see what a first step would be."""
+def requests_per_image(recipe: Recipe, max_n: int, arms: Iterable[Arm]) -> int:
+    """Requests that candidates of these arms take, those with the same arm sharing one."""
     info = ImageInfo(sha256="", width=1, height=1, format="", bytes=0)
-    return ActiveImage("", b"", 0, info, recipe, "")
-
-
-def requests_per_image(recipe: Recipe, max_n: int, first: Buy | None = None) -> int:
-    """Requests that an image's first step takes (None: its whole plan), candidates with the same
-    arm sharing one.
-    """
-    sketch = new_image(recipe)
-    if first is None:
-        arms = plan(recipe, "", recipe.candidates)
-        first = Buy(samples=tuple((arm, False) for arm in arms))
-    sketch.take_step(sketch.plan_step(first))
+    sketch = ActiveImage("", b"", 0, info, recipe, "")
+    sketch.take_step(sketch.plan_step(Buy(samples=tuple((arm, False) for arm in arms))))
     return max(1, len(sketch.to_generate(list(sketch.candidates), max_n)))

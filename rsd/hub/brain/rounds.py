@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from rsd.hub.brain.dispatch import Dispatcher
 from rsd.hub.brain.events import Forget, Policy
-from rsd.hub.brain.image import ActiveImage, new_image, requests_per_image
+from rsd.hub.brain.image import ActiveImage, requests_per_image
 from rsd.hub.brain.queue import Work, WorkKind
 from rsd.hub.brain.turn import Turn
 from rsd.protocol.facts import (
@@ -21,8 +21,8 @@ from rsd.protocol.facts import (
 )
 from rsd.protocol.learned import Learned, learned_key
 from rsd.protocol.vocabulary import CallError, ImageId, Recipe, Role
-from rsd.strategy.base import Buy, Step, Stop
-from rsd.strategy.choose import next_step
+from rsd.strategy.base import CallPrices, Step, Stop
+from rsd.strategy.choose import first_round, next_step
 from rsd.strategy.memory import Memory, Solved
 from rsd.strategy.prices import prices_of_calls
 
@@ -73,14 +73,12 @@ class Rounds:
         return mine is not None and mine.images >= self._estimated_at + ESTIMATE_EVERY
 
     def requests_per_image(self) -> int:
-        """Requests to the generator that an image's first step takes, under the settings."""
-        recipe, first = self.policy.recipe, None
-        if recipe.strategy == "adaptive":
-            step = self._ask(new_image(recipe))
-            first = step if isinstance(step, Buy) and step.samples else None
-            mine = self.learned.get(learned_key(recipe))
-            self._estimated_at = mine.images if mine is not None else 0
-        return requests_per_image(recipe, self.policy.max_n, first)
+        """Requests to the generator that an image's first round takes, under the settings."""
+        recipe = self.policy.recipe
+        learned, prices = self._known(recipe) if recipe.strategy == "adaptive" else (None, None)
+        self._estimated_at = learned.images if learned is not None else 0
+        arms = first_round(recipe, learned, prices)
+        return requests_per_image(recipe, self.policy.max_n, arms)
 
     def durable(self, seq: int) -> None:
         """Steps up to this fact are committed: their work may go out."""
@@ -213,9 +211,12 @@ class Rounds:
             return next_step(image.state(), None)
         if image.memory is None:
             image.memory = Memory(solved=self.solved)
-        learned = self.learned.get(learned_key(image.recipe))
-        prices = prices_of_calls(image.recipe, learned, self.policy.prices)
-        return next_step(image.state(learned, prices), image.memory)
+        return next_step(image.state(*self._known(image.recipe)), image.memory)
+
+    def _known(self, recipe: Recipe) -> tuple[Learned | None, CallPrices]:
+        """What was learned, and what calls cost by that."""
+        learned = self.learned.get(learned_key(recipe))
+        return learned, prices_of_calls(recipe, learned, self.policy.prices)
 
     def _graders_behind(self) -> bool:
         slots = max(1, self.dispatch.leases.slots(Role.GRADE))
