@@ -83,7 +83,7 @@ def test_the_same_numbers_as_other_code() -> None:
 
 
 class World:
-    """Images of six edges; candidates miss some and invent others, more of them in harder images."""
+    """Images of six edges; candidates miss some and invent others, more so in harder images."""
 
     def __init__(self, seed: int) -> None:
         self.dice = random.Random(seed)
