@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import time
-import uuid
 from pathlib import Path
 
 import msgspec
@@ -12,13 +10,14 @@ import msgspec
 from rsd.commands import flags
 from rsd.commands.isolated import isolated
 from rsd.commands.locate import find, image_dir_of
+from rsd.commands.requests import hand_over
 from rsd.commands.status import needed_states
-from rsd.errors import StateError, UserError
+from rsd.errors import UserError
 from rsd.protocol.user_requests import Retry, UserRequest, in_pieces
 from rsd.protocol.vocabulary import ImageStatus
 from rsd.state.records import FAILED, HIGH, LOW
 from rsd.state.store import Store
-from rsd.system.files import InstanceLock, holding, write_atomically
+from rsd.system.files import InstanceLock, holding
 from rsd.writer.offline import apply_requests
 
 
@@ -53,7 +52,7 @@ def main(args: argparse.Namespace) -> int:
             done = isolated(_apply, state, found)
             print(f"{_images(int(done))} taken up again at the next run")
         else:
-            _hand_over(state, meant.requests)
+            hand_over(state, meant.requests)
             print(f"{_images(meant.images)} taken up again")
     return 0
 
@@ -84,7 +83,10 @@ def _meant(
             if record.status not in (FAILED, LOW, HIGH):
                 raise UserError(f"{name}: is {record.status}; only ended images are retried")
             (again if record.status == FAILED else fresh)[record.path] = None
-    requests = in_pieces(again, fresh=False) + in_pieces(fresh, fresh=True)
+    requests: list[UserRequest] = [
+        *in_pieces(again, fresh=False),
+        *in_pieces(fresh, fresh=True),
+    ]
     count = len(again) + len(fresh)
     for status in classes:
         if number := getattr(stats, status):
@@ -97,16 +99,3 @@ def _apply(state: Path, meant: bytes) -> bytes:
     """No daemon runs: write the facts here, as its writer would. The number of images as text."""
     requests = msgspec.json.decode(meant, type=Meant).requests
     return b"%d" % apply_requests(state, requests)
-
-
-def _hand_over(state: Path, requests: list[UserRequest]) -> None:
-    """A daemon runs: leave requests for it, which are durable when this returns."""
-    folder = state / "requests"
-    stem = f"{time.time_ns():020}-{uuid.uuid4().hex[:8]}"
-    for number, request in enumerate(requests):
-        try:
-            folder.mkdir(exist_ok=True)
-            write_atomically(folder / f"{stem}-{number:06}.json", msgspec.json.encode(request))
-        except OSError as e:
-            done = f"; {number} of {len(requests)} requests were handed over before"
-            raise StateError(f"{folder}: {e.strerror}{done if number else ''}") from None

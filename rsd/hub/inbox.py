@@ -21,16 +21,19 @@ from pathlib import Path
 import msgspec
 
 from rsd.hub.brain.events import RetryAsked
-from rsd.protocol.facts import Fact, ImageRetried
+from rsd.protocol.facts import Fact, ImageRetried, LearnedImported
 from rsd.protocol.user_requests import (
     PATHS_MAX,
     REQUEST_BYTES,
+    PriorBrought,
+    Retry,
     UserRequest,
     facts_of,
     request_decoder,
 )
 from rsd.protocol.vocabulary import ImageId
 from rsd.protocol.writer_talk import FindImages, ImagesFound, Query
+from rsd.strategy.prior import problem
 from rsd.system.failpoints import failpoint
 from rsd.system.files import write_atomically
 
@@ -56,7 +59,8 @@ class _Open:
     request: UserRequest
     found: int = 0
     more_after: ImageId = ""  #: the next page begins behind this image; "": there is none
-    waiting: set[ImageId] = field(default_factory=set)  #: their facts have no number yet
+    #: Images, or the key of a record, whose facts have no number yet.
+    waiting: set[str] = field(default_factory=set)
     seq: int = 0  #: the last of its facts
 
 
@@ -69,10 +73,18 @@ class Inbox:
         self._query = FIRST_QUERY
         self._open: dict[str, _Open] = {}
         self._asked: dict[int, _Open] = {}
+        self._ready: list[RetryAsked] = []  # of OPEN_MAX requests at most
         self._stuck: deque[str] = deque(maxlen=STUCK_MAX)
 
-    def poll(self) -> None:
-        """Take up requests that lie there, the oldest name first, as many as may be open."""
+    def poll(self) -> list[RetryAsked]:
+        """Take up requests that lie there, the oldest name first, as many as may be open. Returns
+        the facts of those that need no answer of the writer, each once.
+        """
+        self._take_up()
+        found, self._ready = self._ready, []
+        return found
+
+    def _take_up(self) -> None:
         room = OPEN_MAX - len(self._open)
         if room <= 0:
             return
@@ -86,13 +98,21 @@ class Inbox:
             request = self._read(name)
             if request is None:
                 continue
-            one = self._open[name] = _Open(name, request)
-            if request.status is not None:
-                one.more_after = self._noted(name)
-            self._find(one)
+            if isinstance(request, PriorBrought):
+                self._bring(name, request)
+            else:
+                one = self._open[name] = _Open(name, request)
+                if request.status is not None:
+                    one.more_after = self._noted(name)
+                self._find(one, request)
             room -= 1
             if not room:
                 return
+
+    def _bring(self, name: str, request: PriorBrought) -> None:
+        key = request.learned.key
+        self._open[name] = _Open(name, request, waiting={key})
+        self._ready.append(RetryAsked(facts=(LearnedImported(learned=request.learned),)))
 
     def _read(self, name: str) -> UserRequest | None:
         try:
@@ -106,11 +126,9 @@ class Inbox:
         try:
             if len(data) > REQUEST_BYTES:
                 raise ValueError(f"larger than {REQUEST_BYTES} bytes")
-            request = request_decoder.decode(data)
-            if not request.paths and request.status is None:
-                raise ValueError("it names no images")
-            if len(request.paths) > PATHS_MAX:
-                raise ValueError(f"more than {PATHS_MAX} paths")
+            request: UserRequest = request_decoder.decode(data)
+            if why := _unfit(request):
+                raise ValueError(why)
         except (msgspec.DecodeError, ValueError) as e:
             self._refuse(name, f"it is not understood: {e}")
             return None
@@ -131,14 +149,14 @@ class Inbox:
         with contextlib.suppress(OSError):
             write_atomically(self._page(one.name), one.more_after.encode(), durable=False)
 
-    def _find(self, one: _Open) -> None:
+    def _find(self, one: _Open, request: Retry) -> None:
         self._query += 1
         self._asked[self._query] = one
         self._ask(
             FindImages(
                 query=self._query,
-                paths=one.request.paths,
-                status=one.request.status,
+                paths=request.paths,
+                status=request.status,
                 after=one.more_after,
                 count=PATHS_MAX,
             )
@@ -147,7 +165,7 @@ class Inbox:
     def on_found(self, message: ImagesFound, wall: float) -> list[RetryAsked]:
         """The writer named images of a request; `wall` is Unix time."""
         one = self._asked.pop(message.query, None)
-        if one is None:
+        if one is None or not isinstance(one.request, Retry):
             return []
         failpoint("hub.request")
         images = message.images
@@ -162,10 +180,11 @@ class Inbox:
 
     def on_numbered(self, seq: int, fact: Fact) -> None:
         """A fact is on its way to the writer under this number."""
-        if self._open and isinstance(fact, ImageRetried):
+        if self._open and isinstance(fact, ImageRetried | LearnedImported):
+            what = fact.image if isinstance(fact, ImageRetried) else fact.learned.key
             for one in self._open.values():
-                if fact.image in one.waiting:
-                    one.waiting.discard(fact.image)
+                if what in one.waiting:
+                    one.waiting.discard(what)
                     one.seq = seq
 
     def on_committed(self, seq: int) -> None:
@@ -173,23 +192,26 @@ class Inbox:
         for one in list(self._open.values()):
             if one.seq and not one.waiting and one.seq <= seq:
                 one.seq = 0
-                if one.more_after:
+                if one.more_after and isinstance(one.request, Retry):
                     self._note(one)
-                    self._find(one)
+                    self._find(one, one.request)
                 else:
                     self._finish(one)
 
     def _finish(self, one: _Open) -> None:
         del self._open[one.name]
-        unknown = len(one.request.paths) - one.found
-        if one.request.paths and not one.found:
+        paths = one.request.paths if isinstance(one.request, Retry) else ()
+        unknown = len(paths) - one.found
+        if isinstance(one.request, PriorBrought):
+            self._remove(one.name)
+        elif paths and not one.found:
             self._refuse(one.name, "none of its images is known")
         else:
             log.info("retry of %d images asked for", one.found)
-            if one.request.paths and unknown > 0:
+            if paths and unknown > 0:
                 log.warning("request %s: %d of its images are not known", one.name, unknown)
             self._remove(one.name)
-        self.poll()
+        self._take_up()
 
     def _remove(self, name: str) -> None:
         try:
@@ -215,6 +237,15 @@ class Inbox:
             for old in kept[:-REFUSED_MAX]:
                 old.unlink()
                 Path(f"{old}.reason").unlink(missing_ok=True)
+
+
+def _unfit(request: UserRequest) -> str:
+    """Why a request means nothing; "" when it does."""
+    if isinstance(request, PriorBrought):
+        return problem(request.learned)
+    if not request.paths and request.status is None:
+        return "it names no images"
+    return f"more than {PATHS_MAX} paths" if len(request.paths) > PATHS_MAX else ""
 
 
 def _contents(path: Path) -> bytes:

@@ -349,7 +349,7 @@ class Supervisor:
             log.error("killing the writer: %s", why)
             self.pool.kill(WRITER)
         self._tend_folder()
-        self.inbox.poll()
+        self._heard += self.inbox.poll()
         self._view = self.brain.view(now)
         for name in self._view.idle_leavers:
             self.pool.retire(name)

@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from rsd.protocol.facts import ImageRetried
+from rsd.protocol.learned import Learned
 from rsd.protocol.vocabulary import ImageId, ImageStatus
 
 #: Paths of one request, and images that one question of it may find.
@@ -29,12 +30,20 @@ class Retry(
     fresh: bool = False  #: with another round of candidates
 
 
+class PriorBrought(
+    Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="prior"
+):
+    """Begin with what another run has learned."""
+
+    learned: Learned  #: as `rsd/strategy/prior.py` makes it
+
+
 #: Grows with what people may ask for; each kind has its tag.
-UserRequest = Retry
+UserRequest = Retry | PriorBrought
 request_decoder: Final = msgspec.json.Decoder(UserRequest)
 
 
-def in_pieces(paths: Iterable[bytes], *, fresh: bool) -> list[UserRequest]:
+def in_pieces(paths: Iterable[bytes], *, fresh: bool) -> list[Retry]:
     """As many requests as these paths need."""
     found = list(paths)
     return [
@@ -43,9 +52,7 @@ def in_pieces(paths: Iterable[bytes], *, fresh: bool) -> list[UserRequest]:
     ]
 
 
-def facts_of(
-    request: UserRequest, images: Iterable[ImageId], wall: float
-) -> tuple[ImageRetried, ...]:
+def facts_of(request: Retry, images: Iterable[ImageId], wall: float) -> tuple[ImageRetried, ...]:
     """What a request means for the images that it was found to mean; `wall`: Unix seconds.
 
     Named images go before the backlog. A whole class does not: it may be the larger part of it.

@@ -18,6 +18,7 @@ from rsd.state.records import ImageRecord, LessonRecord, key, lesson_key, prior_
 from rsd.state.transaction import Transaction, decode
 from rsd.strategy.base import Lesson, Seen
 from rsd.strategy.learn import learn
+from rsd.strategy.prior import PRIOR_IMAGES, problem
 
 #: The strategy that learns.
 ADAPTIVE: Final = "adaptive"
@@ -159,6 +160,17 @@ def taught(learned: Learned, lesson: Lesson | None) -> tuple[Learned, Exception 
 def first_of(txn: Transaction, learned: str, recipe: Recipe) -> Learned:
     """What a record begins with: what was brought along, or nothing."""
     return txn.load("learned", prior_key(learned), Learned) or nothing_learned(recipe)
+
+
+def prior_refused(txn: Transaction, prior: Learned) -> str:
+    """Why what another run has learned cannot be taken, in words; "" when it can."""
+    count = last_number(txn, prior.key)
+    if not (why := problem(prior)) and count > PRIOR_IMAGES:
+        why = (
+            f"{count} images were learned from here already, and what another run has learned "
+            f"would weigh as {PRIOR_IMAGES}"
+        )
+    return why
 
 
 def records(txn: Transaction) -> tuple[Learned, ...]:

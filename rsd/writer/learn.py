@@ -13,7 +13,7 @@ from rsd.protocol.learned import Learned, learned_key
 from rsd.protocol.vocabulary import Recipe
 from rsd.state import lessons
 from rsd.state.records import ImageRecord, lesson_key, prior_key
-from rsd.strategy.prior import PRIOR_IMAGES, problem
+from rsd.strategy.prior import PRIOR_IMAGES
 from rsd.writer.ledger import Ledger
 
 log = logging.getLogger(__name__)
@@ -48,18 +48,15 @@ class LearnRules:
 
     def _imported(self, fact: f.LearnedImported) -> None:
         prior, txn = fact.learned, self.ledger.txn
-        count = lessons.last_number(txn, prior.key)
-        why = problem(prior)
-        if not why and count > PRIOR_IMAGES:
-            why = f"{count} images were learned from here, and it would weigh {PRIOR_IMAGES}"
-        if why:
+        if why := lessons.prior_refused(txn, prior):
             log.warning("what another run has learned is not taken: %s", why)
             return
         txn.put("learned", prior_key(prior.key), prior)
         record = prior
-        for row in lessons.page(txn, prior.key, 0, count):
+        for row in lessons.page(txn, prior.key, 0, PRIOR_IMAGES):
             record, _ = lessons.taught(record, lessons.lesson_of(txn, row))
         self._changed[prior.key] = record
+        log.info("began with what %d images taught another run", prior.prior_images)
 
     def finish(self) -> tuple[Learned, ...]:
         """Write what has changed, and return it."""

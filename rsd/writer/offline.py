@@ -8,11 +8,13 @@ import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from rsd.errors import StateError
-from rsd.protocol.facts import Numbered
-from rsd.protocol.user_requests import PATHS_MAX, UserRequest, facts_of
+from rsd.errors import StateError, UserError
+from rsd.protocol.facts import LearnedImported, Numbered
+from rsd.protocol.learned import Learned
+from rsd.protocol.user_requests import PATHS_MAX, PriorBrought, UserRequest, facts_of
 from rsd.protocol.vocabulary import ImageId
 from rsd.state import cursor
+from rsd.state.lessons import prior_refused
 from rsd.state.rebuild import Rebuilt, rebuild, replace_records
 from rsd.state.store import StateRefused, Store
 from rsd.state.transaction import Transaction
@@ -22,7 +24,8 @@ from rsd.writer.apply import Application
 
 def apply_requests(state: Path, requests: Iterable[UserRequest]) -> int:
     """Apply requests, a bounded number of images in a transaction; returns how many images were
-    meant. The caller holds the state's instance lock. Raises StateError.
+    meant. The caller holds the state's instance lock. Raises StateError, and UserError when one
+    cannot be fulfilled.
     """
     with _opened(state) as store:
         return sum(_apply(store, request) for request in requests)
@@ -54,8 +57,22 @@ def _opened(state: Path) -> Iterator[Store]:
             raise StateError(refusal("state_dir", state, str(e))) from None
 
 
+def _bring(store: Store, prior: Learned, life: str) -> None:
+    def work(txn: Transaction) -> None:
+        if why := prior_refused(txn, prior):
+            raise UserError(why)
+        application = Application(txn, life)
+        application.apply(Numbered(seq=1, fact=LearnedImported(learned=prior)))
+        application.finish()
+
+    store.write(work)
+
+
 def _apply(store: Store, request: UserRequest) -> int:
     life = f"offline-{uuid.uuid4().hex}"
+    if isinstance(request, PriorBrought):
+        _bring(store, request.learned, life)
+        return 0
     seq, after = 0, ""
     while True:
         images: tuple[ImageId, ...] = ()

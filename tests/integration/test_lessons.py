@@ -332,7 +332,7 @@ def test_what_comes_too_late_or_is_damaged_is_not_taken(
         msgspec.structs.replace(PRIOR, repeat_count=-1.0),
     ):
         hub.add(f.LearnedImported(learned=wrong))
-    monkeypatch.setattr("rsd.writer.learn.PRIOR_IMAGES", 1)
+    monkeypatch.setattr("rsd.state.lessons.PRIOR_IMAGES", 1)
     hub.add(f.LearnedImported(learned=PRIOR))
     assert record_of(store) == before
     with store.reading() as txn:

@@ -11,10 +11,11 @@ import pytest
 
 from rsd.hub import inbox as inbox_module
 from rsd.hub.inbox import OPEN_MAX, Inbox
-from rsd.protocol.facts import ImageRetried
-from rsd.protocol.user_requests import PATHS_MAX, Retry, UserRequest, in_pieces
+from rsd.protocol.facts import ImageRetried, LearnedImported
+from rsd.protocol.user_requests import PATHS_MAX, PriorBrought, Retry, UserRequest, in_pieces
 from rsd.protocol.vocabulary import ImageId, ImageStatus, image_id
 from rsd.protocol.writer_talk import FindImages, ImagesFound, Query
+from tests.histories import PRIOR
 
 
 class World:
@@ -217,3 +218,26 @@ def test_of_refused_requests_the_oldest_go(tmp_path: Path, monkeypatch: pytest.M
     world.run()
     kept = sorted(p.name for p in (tmp_path / "refused").iterdir())
     assert kept == [f"{n}.json{end}" for n in (5, 6, 7) for end in ("", ".reason")]
+
+
+def test_what_another_run_learned_is_a_fact_without_a_question(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.lay(PriorBrought(learned=PRIOR), Retry(paths=(b"a.png",)))
+    (event,) = world.inbox.poll()
+    assert event.facts == (LearnedImported(learned=PRIOR),)
+    assert len(world.asked) == 1, "the request behind it is in work, too"
+    assert world.inbox.poll() == [], "it is handed out once"
+    world.inbox.on_numbered(5, event.facts[0])
+    world.inbox.on_committed(4)
+    assert len(world.names()) == 2
+    world.inbox.on_committed(5)
+    assert len(world.names()) == 1
+
+
+def test_a_damaged_prior_is_refused_with_the_reason(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.lay(PriorBrought(learned=msgspec.structs.replace(PRIOR, prior_images=10**9)))
+    assert world.inbox.poll() == []
+    assert not world.names()
+    (reason,) = (tmp_path / "refused").glob("*.reason")
+    assert "1 to 50 images" in reason.read_text()

@@ -122,7 +122,7 @@ class PathsGone:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryAsked:
-    """A person asked for images again."""
+    """A person asked for images again, or brought along what another run has learned."""
 
     facts: tuple[Fact, ...]
 
