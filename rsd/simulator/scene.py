@@ -41,6 +41,7 @@ class Scene:
         self._scenario = scenario
         self._number = {image.pixels: k for k, image in enumerate(scenario.images)}
         self._keys = {text.strip(): key for key, text in scenario.prompts.items()}
+        self._texts: dict[str, dict[str, int]] = {}  # of each picture that was graded
 
     def __contains__(self, pixels: str) -> bool:
         return pixels in self._number
@@ -108,13 +109,15 @@ class Scene:
 
     def _recorded(self, pixels: str, text: str) -> Graded:
         image = self._scenario.images[self._number[pixels]]
+        number = self._text_number(pixels, text)
+        exact = image.grades[number] if number is not None else None
+        if exact is not None:
+            return Graded(*exact)
         best: tuple[float, Graded] | None = None
         claims = edges_of(text)
         for known, grade in zip(image.texts, image.grades, strict=True):
             if grade is None:
                 continue
-            if known.strip() == text:
-                return Graded(*grade)
             others = edges_of(known)
             both = len(claims) + len(others)
             near = 2 * len(claims & others) / both if both else 0.0
@@ -145,8 +148,17 @@ class Scene:
         return Graded(min(100.0, points), explain(self.truth(pixels), text))
 
     def _misjudged(self, pixels: str, text: str, source: random.Random) -> float:
-        image = self._scenario.images[self._number[pixels]]
-        for known, points in zip(image.texts, image.misjudged, strict=False):
-            if known.strip() == text:
-                return points
+        misjudged = self._scenario.images[self._number[pixels]].misjudged
+        number = self._text_number(pixels, text)
+        if misjudged and number is not None:
+            return misjudged[number]
         return self._scenario.grader.text_sd * source.gauss(0, 1)
+
+    def _text_number(self, pixels: str, text: str) -> int | None:
+        """Which recorded text of the picture it is; of equal ones the first."""
+        if pixels not in self._texts:
+            known: dict[str, int] = {}
+            for number, each in enumerate(self._scenario.images[self._number[pixels]].texts):
+                known.setdefault(each.strip(), number)
+            self._texts[pixels] = known
+        return self._texts[pixels].get(text)
