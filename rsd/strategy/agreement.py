@@ -64,8 +64,8 @@ _UNSPACED = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _TOKEN = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]")
 #: The usual forms, for which no expression is needed, and what may not stand beside them then.
 _USUAL = ((" --> ", "forward"), (" <-> ", "two"), (" -> ", "forward"))
-_UNUSUAL = "><-,("
-_HEADS = "><\u2190\u2192\u2194"
+_UNUSUAL: Final = frozenset("><-,(")
+_HEADS: Final = frozenset("><\u2190\u2192\u2194")
 _SOURCES = ("from", "source", "src", "start", "a")
 _TARGETS = ("to", "target", "dst", "dest", "destination", "end", "b")
 _LABELS = ("label", "signal", "name")
@@ -140,7 +140,7 @@ class Reader:
         for arrow, kind in _USUAL:
             left, found, rest = line.partition(arrow)
             if found and left:
-                if not any(c in rest for c in _UNUSUAL) and not any(c in left for c in _HEADS):
+                if _UNUSUAL.isdisjoint(rest) and _HEADS.isdisjoint(left):
                     right, _, label = rest.partition(": ")
                     return self._edge(left, kind, right, label)
                 break
