@@ -19,6 +19,7 @@ COMMANDS = {
     "show": "all that is known of one image",
     "retry": "take images up again",
     "check": "validate everything and estimate the cost before any money is spent",
+    "strategy": "what was learned: for people, for programs and for the next run",
     "db": "look after what is stored: `db rebuild-stats`",
     "demo": "the whole job on this machine, simulated: no GPU, no key",
     "simulate": "the simulator alone: an OpenAI-compatible server that plays vLLM and grader",

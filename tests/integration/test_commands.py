@@ -324,7 +324,9 @@ def test_simulate_says_that_its_port_is_taken() -> None:
     assert "cannot listen" in one_line(done)
 
 
-@pytest.mark.parametrize("name", ["run", "status", "show", "retry", "check", "demo", "simulate"])
+@pytest.mark.parametrize(
+    "name", ["run", "status", "show", "retry", "check", "strategy", "demo", "simulate"]
+)
 def test_every_command_explains_itself(name: str, tmp_path: Path) -> None:
     done = command(tmp_path, name, "--help")
     assert done.returncode == 0

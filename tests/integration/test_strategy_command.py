@@ -1,0 +1,125 @@
+"""`strategy`: what was learned, from the real program on real states."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.integration.test_commands import command, finished, one_line
+from tests.support import Daemon, Simulator, draw, wait_for
+
+Make = Callable[..., Simulator]
+MakeDaemon = Callable[..., Daemon]
+
+ADAPTIVE = {"RSD_SAMPLING_STRATEGY": "adaptive"}
+IMAGES = 6
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Daemon:
+    """A daemon that is down and has learned from a few images, one of them an audit."""
+    from tests.support import simulator
+
+    with simulator() as sim:
+        d = Daemon(
+            tmp_path_factory.mktemp("learned"),
+            sim,
+            RSD_SAMPLING_AUDIT_SHARE="0.3",
+            RSD_SAMPLING_TEMPERATURE_RANGE="0.7,1.0",
+            **ADAPTIVE,
+        )
+        for k in range(IMAGES):
+            draw(d.images / f"p{k}.png", k)
+        done = d.once()
+        assert done.returncode == 0, done.stderr
+    return d
+
+
+def words(done: subprocess.CompletedProcess[str]) -> str:
+    """What a command that is well has printed."""
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return done.stdout
+
+
+def test_it_is_told_in_words_at_any_width(learned: Daemon) -> None:
+    for columns in ("80", "120"):
+        learned._env["COLUMNS"] = columns
+        text = words(learned.run("strategy"))
+        for part in ("6 images", "graded by o4-mini", "temperature  0.7", "prompt       prompt1"):
+            assert part in text, text
+        for name in ("effect", "evenly", "saved", "agreement", "without a grader"):
+            assert name in text, text
+        assert "\x1b" not in text, "no colours without a terminal"
+        tables = [line for line in text.splitlines() if not line.startswith(("vLLM", "OpenAI"))]
+        assert max(map(len, tables)) <= int(columns)
+    del learned._env["COLUMNS"]
+
+
+def test_json_holds_the_sums_and_the_figures(learned: Daemon) -> None:
+    document = json.loads(words(learned.run("strategy", "--json")))
+    assert document["schema"] == "rsd.strategy/1"
+    (record,) = document["records"]
+    insight, sums = record["insight"], record["learned"]
+    assert sums["images"] == insight["images"] == IMAGES
+    graded = sum(len(c["grades"]) for r in learned.results().values() for c in r["all_candidates"])
+    assert sums["counted"]["grades"] == graded
+    assert insight["spending"]["saved"] == sums["counted"]["gradable"] - graded
+    assert insight["setting"]["request"]["temperature"] in (0.7, 1.0)
+    assert insight["setting"]["prompt"] in {f"prompt{k}" for k in range(1, 7)}
+    assert insight["signal"]["images"] == sums["audit"]["images"]
+    levels = {(level["factor"], level["name"]) for level in insight["levels"]}
+    assert {("temperature", "0.7"), ("temperature", "1.0"), ("top_k", "40")} <= levels
+
+
+def test_a_file_for_the_next_run_is_the_same_document(learned: Daemon, tmp_path: Path) -> None:
+    file = tmp_path / "learned.json"
+    said = words(learned.run("strategy", "--export", str(file)))
+    assert said == f"what 6 images have taught is in {file}; " + (
+        f"`strategy --from {file}` takes it along\n"
+    )
+    assert json.loads(file.read_text()) == json.loads(words(learned.run("strategy", "--json")))
+    nowhere = learned.run("strategy", "--export", str(tmp_path / "no" / "file.json"))
+    assert one_line(nowhere).endswith("no/file.json: No such file or directory")
+
+
+def test_a_running_daemon_is_asked_and_not_disturbed(simulator: Make, daemon: MakeDaemon) -> None:
+    sim = simulator()
+    d = daemon(sim, **ADAPTIVE)
+    d.start()
+    wait_for(lambda: d.status().get("running"), "the daemon")
+    assert "nothing was learned yet" in words(d.run("strategy"))
+    assert json.loads(words(d.run("strategy", "--json"))) == {
+        "schema": "rsd.strategy/1",
+        "records": [],
+    }
+    assert "nothing was learned yet" in one_line(d.run("strategy", "--export", "x.json"))
+    draw(d.images / "a.png", 1)
+    wait_for(lambda: finished(d, 1), "a result")
+    text = words(d.run("strategy"))
+    assert "1 image" in text
+    assert "too little to say" in text
+    assert d.stop() == 0
+
+
+def test_another_strategy_teaches_nothing(simulator: Make, daemon: MakeDaemon) -> None:
+    sim = simulator()
+    d = daemon(sim, "--candidates", "1")
+    draw(d.images / "a.png", 1)
+    assert d.once().returncode == 0
+    assert "nothing was learned yet" in words(d.run("strategy"))
+
+
+def test_without_a_state_it_is_one_line(tmp_path: Path) -> None:
+    assert "no daemon found" in one_line(command(tmp_path, "strategy"))
+    empty = command(tmp_path, "strategy", "--output-dir", str(tmp_path))
+    assert re.search(r"holds no state of rsd", one_line(empty, 1))
+    damaged = tmp_path / "state" / "lmdb"
+    damaged.mkdir(parents=True)
+    (damaged / "data.mdb").write_bytes(b"no map")
+    one_line(command(tmp_path, "strategy", "--output-dir", str(tmp_path)), 1)
