@@ -117,6 +117,9 @@ def recount(store: Store) -> None:
             if k in scores:
                 row(name).graded += 1
                 row(name).score_sum += scores[k]
+                if recipes[made.config].strategy == "adaptive" and not made.explore:
+                    row(name).selected += 1
+                    row(name).selected_sum += scores[k]
             if k in won:
                 row(name).wins += 1
                 row(name).accepted += won[k].filed == HIGH

@@ -19,8 +19,9 @@ from rsd.errors import UserError
 from rsd.names import display_path, result_name
 from rsd.protocol.vocabulary import image_id
 from rsd.state import view
+from rsd.state.lessons import ADAPTIVE
 from rsd.state.records import ImageRecord
-from rsd.state.results import failed_document, formatted
+from rsd.state.results import STOP_WORDS, failed_document, formatted
 from rsd.state.store import Store
 from rsd.state.tallies import score_of
 from rsd.state.view import ImageView
@@ -110,19 +111,32 @@ def print_image(out: Console, seen: ImageView, older: list[ImageRecord], origina
         line("picture", f"{i.width} x {i.height} {i.format}, {i.bytes} bytes, sha256 {i.sha256}")
     if record.score is not None:
         line("decision", f"{record.decision}: candidate {record.winner}, score {record.score:.1f}")
+        if record.stop_reason:
+            line("stopped", STOP_WORDS.get(record.stop_reason, record.stop_reason))
+        if record.agreement is not None:
+            a = record.agreement
+            texts = "1 text" if a.distinct == 1 else f"{a.distinct} texts"
+            line("agreement", f"{a.level:.2f} over {texts}; {a.winner:.2f} of the best one")
+        if record.learned:
+            line("learned", f"as number {record.learned} of {record.learned_key}")
         line("result", f"{record.status}/{result_name(record.path)}")
     for name, moment in (("started", record.started_at), ("ended", record.ended_at)):
         if moment:
             line(name, formatted(moment))
+    recipe = seen.recipes.get(view.config_in_force(record))
+    learns = recipe is not None and recipe.strategy == ADAPTIVE
+    twins = seen.twins(seen.rubric) if learns else {}
     for made in seen.candidates:
         p = made.params
+        twin = twins.get(made.index)
         grades = seen.grades.get(made.index, [])
-        counted = score_of(grades, seen.rubric)
+        counted = score_of(grades if twin is None else seen.grades[twin], seen.rubric)
         score = made.rejected_because or "ungraded" if counted is None else f"{counted:.1f}"
+        same = f", the same text as #{twin}" if twin is not None else ""
         best = "  <- best" if made.index == record.winner else ""
         out.print(
             f"\n[bold]#{made.index}[/] {escape(made.prompt_key)} T={p.temperature:g} "
-            f"top_p={p.top_p:g} top_k={p.top_k} seed={made.seed}: [bold]{score}[/]{best}"
+            f"top_p={p.top_p:g} top_k={p.top_k} seed={made.seed}: [bold]{score}[/]{same}{best}"
         )
         for grade in grades:
             word = "grade" if grade.rubric == seen.rubric else "grade by another rubric"

@@ -185,6 +185,13 @@ def last_number(txn: Transaction, learned: str) -> int:
     return int.from_bytes(last[KEY_DIGITS:], "big") if last is not None else 0
 
 
+def last_recipe(txn: Transaction, learned: str) -> Recipe | None:
+    """The recipe of the last lesson of a key; None before there is one."""
+    number = last_number(txn, learned)
+    row = txn.load("lessons", lesson_key(learned, number), LessonRecord) if number else None
+    return view.recipe_of(txn, row.config) if row is not None else None
+
+
 def page(txn: Transaction, learned: str, after: int, until: int) -> list[LessonRecord]:
     """Lessons behind a number, PAGE at most and none behind `until`."""
     count = min(PAGE, until - after)

@@ -113,6 +113,9 @@ class Tally(Struct, kw_only=True):
 
     generated: int = 0
     graded: int = 0
+    #: Of these, those that were graded for what they say, and not in any case.
+    selected: int = 0
+    selected_sum: float = 0.0
     score_sum: float = 0.0
     wins: int = 0
     accepted: int = 0  #: wins that were filed as high quality

@@ -5,16 +5,28 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from rsd.names import display_path
 from rsd.pricing import money, spent
 from rsd.protocol.vocabulary import Candidate, Stats, SummaryConfig, Usage
+from rsd.state.lessons import ADAPTIVE
 from rsd.state.records import HIGH, ImageRecord, Tally
 from rsd.state.tallies import score_of
 from rsd.state.view import ImageView
+from rsd.strategy.insight import StrategyDocument
+
+#: Why an image was decided when it was.
+STOP_WORDS: Final = {
+    "all_drawn": "all planned candidates were made and graded",
+    "stop_score": "a candidate reached the stop score",
+    "agreed": "all candidates gave one answer, and it was graded",
+    "no_gain": "neither a candidate nor a grade more was worth its price",
+    "cap": "the most candidates and grades of an image were reached",
+    "audit": "an audit image: drawn evenly and graded whole",
+}
 
 
 def formatted(timestamp: float) -> str:
@@ -54,10 +66,12 @@ def result_document(view: ImageView, image_dir: str) -> dict[str, Any]:
     config = record.decided_config or record.config
     recipe = view.recipes.get(config)
     rubric = recipe.rubric if recipe else ""
+    scores = {i: score_of(grades, rubric) for i, grades in view.grades.items()}
+    twins = view.twins(rubric) if recipe is not None and recipe.strategy == ADAPTIVE else {}
     entries = [
-        _candidate(view, made, score, rubric, winner=made.index == record.winner)
+        _candidate(view, made, score, rubric, record.winner, twins.get(made.index))
         for made in view.candidates
-        if (score := score_of(view.grades.get(made.index, ()), rubric)) is not None
+        if (score := scores.get(twins.get(made.index, made.index))) is not None
     ]
     best = next((e for e in entries if e["is_best"]), None)
     return {
@@ -70,10 +84,16 @@ def result_document(view: ImageView, image_dir: str) -> dict[str, Any]:
         "score_threshold": recipe.score_threshold if recipe else None,
         "expected_score": record.expected_score,
         "stop_reason": record.stop_reason,
+        "stop_reason_text": STOP_WORDS.get(record.stop_reason, record.stop_reason),
+        "agreement": msgspec.to_builtins(record.agreement),
         "decision": record.decision,
         "config": config,
         "rubric": rubric,
         "ungraded_candidates": len(view.candidates) - len(entries),
+        "ungraded": sum(
+            not c.rejected_because and scores.get(twins.get(c.index, c.index)) is None
+            for c in view.candidates
+        ),
         "failed_candidates": len(view.sample_failures),
         "timestamp": record.ended_at,
         "formatted_time": formatted(record.ended_at),
@@ -81,11 +101,18 @@ def result_document(view: ImageView, image_dir: str) -> dict[str, Any]:
 
 
 def _candidate(
-    view: ImageView, made: Candidate, score: float, rubric: str, *, winner: bool
+    view: ImageView,
+    made: Candidate,
+    score: float,
+    rubric: str,
+    winner: int | None,
+    twin: int | None,
 ) -> dict[str, Any]:
+    """`twin`: the candidate with the same text whose grades this one has."""
     recipe = view.recipes.get(made.config)
     params = msgspec.structs.asdict(made.params)
-    grades = view.grades[made.index]
+    grades = view.grades[made.index if twin is None else twin]
+    paid = [] if twin is not None else grades  # once
     return {
         "index": made.index,
         "prompt_key": made.prompt_key,
@@ -95,10 +122,11 @@ def _candidate(
         "finish_reason": made.finish_reason,
         "score": score,
         "score_explanation": next(g.explanation for g in grades if g.rubric == rubric),
-        "is_best": winner,
+        "is_best": made.index == winner,
+        "same_as": twin,
         "generation_time": made.generation_time,
-        "grading_time": sum(g.grading_time for g in grades),
-        "usage": _usage(made.usage, [g.usage for g in grades]),
+        "grading_time": sum(g.grading_time for g in paid),
+        "usage": _usage(made.usage, [g.usage for g in paid]),
         "model": made.model,
         "endpoint": made.endpoint,
         "grades": [
@@ -158,9 +186,16 @@ def _error(error: Any) -> dict[str, Any]:
 
 
 def summary_document(
-    stats: Stats, tallies: dict[str, Tally], config: SummaryConfig, now: float, started: float
+    stats: Stats,
+    tallies: dict[str, Tally],
+    config: SummaryConfig,
+    now: float,
+    started: float,
+    strategy: StrategyDocument | None = None,
 ) -> dict[str, Any]:
-    """`summary.json`. `now`: Unix seconds; `started`: Unix seconds of the first image seen."""
+    """`summary.json`. `now`: Unix seconds; `started`: Unix seconds of the first image seen;
+    `strategy`: what was learned.
+    """
     processed = stats.high_quality + stats.low_quality
     elapsed = max(0.0, now - started) if started else 0.0
     tokens = {
@@ -220,6 +255,16 @@ def summary_document(
         "per_temperature": _levels(tallies, "temperature"),
         "per_top_p": _levels(tallies, "top_p"),
         "per_top_k": _levels(tallies, "top_k"),
+        "strategy": [
+            {
+                "key": record.learned.key,
+                "generator_model": record.learned.generator_model,
+                "grader_model": record.learned.grader_model,
+                "rubric": record.learned.rubric,
+                **msgspec.to_builtins(record.insight),
+            }
+            for record in (strategy.records if strategy is not None else ())
+        ],
         "throughput": {
             "images_per_hour": _ratio(3600 * processed, elapsed),
             "candidates_per_hour": _ratio(3600 * stats.generated, elapsed),
@@ -258,12 +303,19 @@ def _levels(tallies: dict[str, Tally], kind: str) -> dict[str, Any]:
         name: {
             "generated": t.generated,
             "graded": t.graded,
-            "mean_score": round(t.score_sum / t.graded, 3) if t.graded else None,
+            "compared": t.graded - t.selected,
+            "mean_score": _mean(t),
             "wins": t.wins,
             "accepted": t.accepted,
         }
         for name, t in sorted(_rows(tallies, kind).items())
     }
+
+
+def _mean(tally: Tally) -> float | None:
+    """Without candidates that were graded for what they say: these flatter their arm."""
+    compared = tally.graded - tally.selected
+    return round((tally.score_sum - tally.selected_sum) / compared, 3) if compared else None
 
 
 def _buckets(tallies: dict[str, Tally], kind: str) -> dict[str, int]:

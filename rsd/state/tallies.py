@@ -34,14 +34,25 @@ class Tallies:
         for name in levels(made):
             self._row(name).generated += 1
 
-    def scored(self, made: Candidate, before: float | None, after: float | None) -> None:
-        """A candidate's score changes from `before` to `after`; None is no score."""
+    def scored(
+        self, made: Candidate, before: float | None, after: float | None, *, selected: bool = False
+    ) -> None:
+        """A candidate's score changes from `before` to `after`; None is no score. `selected`: it
+        was graded for what it says.
+        """
+        count = (after is not None) - (before is not None)
+        change = (after or 0.0) - (before or 0.0)
         for name in levels(made):
             row = self._row(name)
-            row.graded += (after is not None) - (before is not None)
-            row.score_sum += (after or 0.0) - (before or 0.0)
+            row.graded += count
+            row.score_sum += change
+            if selected:
+                row.selected += count
+                row.selected_sum += change
             if not row.graded:
                 row.score_sum = 0.0  # what rounding left
+            if not row.selected:
+                row.selected_sum = 0.0
         if before is not None:
             self._row(bucket("score", before)).count -= 1
         if after is not None:

@@ -43,6 +43,23 @@ class ImageView:
     #: Paths that hold the same bytes, the oldest first, DUPLICATES_MAX at most.
     duplicates: list[bytes] = field(default_factory=list)
 
+    def twins(self, rubric: str) -> dict[int, int]:
+        """Candidates without a grade of this rubric -> the first with the same text that has one:
+        a strategy that learns grades each text once, and all its candidates have the grades.
+        """
+        graded = {i for i, of in self.grades.items() if any(g.rubric == rubric for g in of)}
+        first: dict[str, int] = {}
+        for made in self.candidates:
+            if made.index in graded:
+                first.setdefault(made.content.rstrip(), made.index)
+        return {
+            made.index: first[text]
+            for made in self.candidates
+            if made.index not in graded
+            and not made.rejected_because
+            and (text := made.content.rstrip()) in first
+        }
+
 
 def image_record(txn: Transaction, image: ImageId) -> ImageRecord | None:
     """The record of an image id."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from rsd.protocol.vocabulary import CallError, Candidate, Grade, ImageId, ImageStatus, Recipe, Stats
 from rsd.state import view
+from rsd.state.lessons import ADAPTIVE
 from rsd.state.records import (
     CLASSES,
     FAILED,
@@ -64,7 +65,9 @@ class Ledger:
     def score(self, made: Candidate, before: float | None, after: float | None) -> None:
         """A candidate's score changes; None is no score."""
         self.stats.graded += (after is not None) - (before is not None)
-        self.tallies.scored(made, before, after)
+        recipe = self.recipe(made.config)
+        selected = recipe is not None and recipe.strategy == ADAPTIVE and not made.explore
+        self.tallies.scored(made, before, after, selected=selected)
 
     def image(self, image: ImageId) -> ImageRecord | None:
         """The record of an image id."""

@@ -1,4 +1,4 @@
-"""The outbox: result files and summary.json, rendered from committed data alone.
+"""The outbox: result files, summary.json and strategy.json, rendered from committed data alone.
 
 A result's name and content are functions of what is committed, so writing it again after a crash is
 harmless; its outbox row is deleted in the next transaction after the file is durable.
@@ -7,6 +7,7 @@ harmless; its outbox row is deleted in the next transaction after the file is du
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,15 +15,20 @@ from pathlib import Path
 import msgspec
 
 from rsd.names import result_name
-from rsd.protocol.vocabulary import Stats
+from rsd.protocol.learned import Learned
+from rsd.protocol.vocabulary import Recipe, Stats
 from rsd.protocol.writer_talk import Open, Reconfigure
-from rsd.state import view
+from rsd.state import lessons, view
 from rsd.state.records import FAILED, HIGH, LOW, OutboxRecord, Tally
 from rsd.state.results import failed_document, result_document, summary_document
 from rsd.state.store import Store
 from rsd.state.transaction import decode
+from rsd.strategy import insight
+from rsd.strategy.insight import StrategyDocument
 from rsd.system.failpoints import failpoint
 from rsd.system.files import sweep_temporary, sync_directory, write_atomically
+
+log = logging.getLogger(__name__)
 
 #: Folders of results; an image has a file in one of them at most.
 FOLDERS = (HIGH, LOW, FAILED)
@@ -96,11 +102,10 @@ class Publisher:
             return
         render = failed_document if row.destination == FAILED else result_document
         document = render(seen, self._config.image_dir)
-        data = msgspec.json.format(msgspec.json.encode(document), indent=2)
         target = self._output / row.destination / name
         # At no moment two results, and for the shortest moment none.
         removed: list[Path] = []
-        self._put(target, data + b"\n", before=lambda: removed.extend(_remove(stale)))
+        self._put(target, _formatted(document), before=lambda: removed.extend(_remove(stale)))
         _sync(removed)
 
     def _put(self, path: Path, data: bytes, before: Callable[[], None] | None = None) -> None:
@@ -121,7 +126,9 @@ class Publisher:
         return max(due, self._written_at + SUMMARY_PAUSE)
 
     def summary(self, *, force: bool = False) -> None:
-        """Write summary.json when it is due, always as a complete file."""
+        """Write summary.json, and strategy.json if anything was learned, when they are due, always
+        as complete files.
+        """
         now = time.monotonic()
         if not force and (self._changed_at is None or now < self._summary_at()):
             return
@@ -129,12 +136,29 @@ class Publisher:
             stats = txn.stats()
             tallies = {k.decode(): decode(Tally, v) for k, v in txn.scan("tallies")}
             first = txn.get("meta", b"first_seen")
+            learned = [
+                (record, lessons.last_recipe(txn, record.key)) for record in lessons.records(txn)
+            ]
         started = float(first) if first is not None else 0.0
-        document = summary_document(stats, tallies, self._config, time.time(), started)
-        data = msgspec.json.format(msgspec.json.encode(document), indent=2)
-        self._put(self._output / "summary.json", data + b"\n")
+        strategy = self._strategy(learned)
+        document = summary_document(stats, tallies, self._config, time.time(), started, strategy)
+        self._put(self._output / "summary.json", _formatted(document))
+        if strategy is not None and strategy.records:
+            self._put(self._output / "strategy.json", _formatted(strategy))
         self._written_at, self._changed_at = now, None
         self._summary_ended = self._ended
+
+    def _strategy(self, learned: list[tuple[Learned, Recipe | None]]) -> StrategyDocument | None:
+        """What was learned, in figures. They are no reason to stop: with a bug, there are none."""
+        try:
+            return insight.document(learned, self._config.prices)
+        except Exception:
+            log.exception("no figures of what was learned, which is a bug")
+            return None
+
+
+def _formatted(document: object) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
 
 
 def _ended(stats: Stats) -> int:

@@ -112,6 +112,10 @@ def test_a_history_becomes_files_and_counters(
     script: list[f.Numbered], undisturbed: Outcome
 ) -> None:
     stored, files = undisturbed
+    strategy = json.loads(files["strategy.json"])
+    (record,) = strategy["records"]
+    assert record["learned"]["images"] == record["insight"]["images"] == len(stored["lessons"])
+    files = {name: data for name, data in files.items() if name != "strategy.json"}
     stats = json.loads(stored["stats"][b"all"])
     assert stats["outbox"] == len(stored["outbox"]) == 0
     folders = [Path(name).parts[0] for name in files]

@@ -13,7 +13,17 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from rsd.commands.show import print_image
-from rsd.protocol.vocabulary import Candidate, Grade, Role, Stats, SummaryConfig, TokenPrices
+from rsd.protocol.facts import Agreement
+from rsd.protocol.learned import nothing_learned
+from rsd.protocol.vocabulary import (
+    Candidate,
+    Grade,
+    Recipe,
+    Role,
+    Stats,
+    SummaryConfig,
+    TokenPrices,
+)
 from rsd.state.records import HIGH, LOW, FailureRecord, ImageRecord, Tally
 from rsd.state.results import (
     failed_document,
@@ -24,7 +34,8 @@ from rsd.state.results import (
 )
 from rsd.state.tallies import KEY_BYTES, bucket, levels, row_key
 from rsd.state.view import ImageView
-from tests.histories import ERROR, RECIPE, candidate, grade, info_of
+from rsd.strategy import insight
+from tests.histories import ADAPTIVE, ERROR, RECIPE, candidate, grade, info_of
 
 CONFIG = SummaryConfig(
     image_dir="/pictures",
@@ -43,6 +54,7 @@ def view_of(
     winner: int | None = 0,
     filed: str = HIGH,
     path: bytes = b"deep/cat.png",
+    recipe: Recipe = RECIPE,
 ) -> ImageView:
     info = info_of("cat")
     record = ImageRecord(
@@ -53,7 +65,7 @@ def view_of(
         filed=filed,
         sha256=info.sha256,
         info=info,
-        config=RECIPE.fingerprint,
+        config=recipe.fingerprint,
         decision=1,
         winner=winner,
         score=91.0,
@@ -63,7 +75,7 @@ def view_of(
         ended_at=1700000000.0,
     )
     return ImageView(
-        record, candidates=candidates, grades=grades, recipes={RECIPE.fingerprint: RECIPE}
+        record, candidates=candidates, grades=grades, recipes={recipe.fingerprint: recipe}
     )
 
 
@@ -106,7 +118,7 @@ def test_a_result_has_the_fields_of_the_reference_system_and_ours() -> None:
     assert set(best) == {
         *("index", "prompt_key", "prompt_text", "params", "content", "finish_reason", "score"),
         *("score_explanation", "is_best", "generation_time", "grading_time", "usage", "model"),
-        *("endpoint", "grades", "timestamp", "formatted_time"),
+        *("endpoint", "grades", "timestamp", "formatted_time", "same_as"),
     }
     assert document["schema"] == "rsd.result/1"
     assert document["quality"] == "high"
@@ -240,6 +252,7 @@ def test_a_summary_reckons_rightly() -> None:
     assert document["per_prompt"]["p1"] == {
         "generated": 6,
         "graded": 4,
+        "compared": 4,
         "mean_score": 75.0,
         "wins": 3,
         "accepted": 2,
@@ -292,3 +305,70 @@ def test_show_marks_grades_by_another_rubric() -> None:
     document = result_document(seen, "/pictures")
     assert document["best_result"]["score"] == 70.0
     assert [g["rubric"] for g in document["best_result"]["grades"]] == ["0" * 16, RECIPE.rubric]
+
+
+def twins() -> ImageView:
+    """Three candidates with two texts, of which one is graded, and a truncated copy of it."""
+    made = [candidate(i) for i in range(4)]
+    made[2] = msgspec.structs.replace(made[2], content=made[0].content + "\n")
+    made[3] = msgspec.structs.replace(
+        made[3], content=made[0].content, rejected_because="truncated"
+    )
+    seen = view_of(made, {0: [grade(0, 70.0)]}, recipe=ADAPTIVE)
+    seen.record.agreement = Agreement(level=0.625, distinct=2, winner=0.75)
+    seen.record.stop_reason, seen.record.learned = "no_gain", 3
+    seen.rubric = ADAPTIVE.rubric
+    return seen
+
+
+def test_candidates_with_one_text_share_its_grades_and_pay_once() -> None:
+    document = result_document(twins(), "/pictures")
+    first, copy = document["all_candidates"]
+    assert (first["index"], first["same_as"], first["is_best"]) == (0, None, True)
+    assert (copy["index"], copy["same_as"], copy["is_best"]) == (2, 0, False)
+    assert copy["score"] == first["score"] == 70.0
+    assert copy["grades"] == first["grades"]
+    assert (copy["grading_time"], copy["usage"]["grading_prompt_tokens"]) == (0, 0)
+    assert document["ungraded"] == 1, "the other text; a truncated one could not be graded"
+    assert document["ungraded_candidates"] == 2
+    assert document["agreement"] == {"level": 0.625, "distinct": 2, "winner": 0.75}
+    assert document["stop_reason"] == "no_gain"
+    assert "worth its price" in document["stop_reason_text"]
+
+
+def test_other_strategies_grade_every_candidate_by_itself() -> None:
+    seen = twins()
+    seen.recipes = {seen.record.config: RECIPE}
+    document = result_document(seen, "/pictures")
+    assert [c["index"] for c in document["all_candidates"]] == [0]
+    assert document["ungraded"] == 2
+
+
+def test_show_says_what_candidates_agree_on() -> None:
+    text = io.StringIO()
+    print_image(Console(file=text, width=200), twins(), [], "")
+    shown = text.getvalue()
+    assert "0.62 over 2 texts; 0.75 of the best one" in shown
+    assert "was worth its price" in shown
+    assert "as number 3 of" in shown
+    assert "70.0, the same text as #0" in shown
+    assert "ungraded" in shown and "truncated" in shown
+
+
+def test_means_of_arms_are_without_what_was_graded_for_what_it_says() -> None:
+    rows = {
+        "prompt:p1": Tally(graded=4, score_sum=340.0, selected=3, selected_sum=270.0),
+        "prompt:p2": Tally(graded=2, score_sum=180.0, selected=2, selected_sum=180.0),
+    }
+    found = summary_document(Stats(), rows, CONFIG, 2.0, 1.0)["per_prompt"]
+    assert (found["p1"]["compared"], found["p1"]["mean_score"]) == (1, 70.0)
+    assert (found["p2"]["compared"], found["p2"]["mean_score"]) == (0, None)
+
+
+def test_the_summary_has_what_was_learned_in_figures() -> None:
+    learned = msgspec.structs.replace(nothing_learned(ADAPTIVE), images=2)
+    document = insight.document([(learned, ADAPTIVE)])
+    (found,) = summary_document(Stats(), {}, CONFIG, 2.0, 1.0, document)["strategy"]
+    assert (found["key"], found["images"], found["rubric"]) == (learned.key, 2, ADAPTIVE.rubric)
+    assert "learned" not in found, "sums are in strategy.json"
+    assert summary_document(Stats(), {}, CONFIG, 2.0, 1.0)["strategy"] == []
