@@ -178,7 +178,7 @@ class _Image:
         """All candidates uniform, each text graded once."""
         state, view = self.state, self.view
         if state.planned == 0:
-            arms = self.arms.uniform(AUDIT_CANDIDATES, (), self._dice("audit"))
+            arms = self.arms.uniform(AUDIT_CANDIDATES, (), self._dice("audit arms"))
             return Buy(samples=tuple((arm, True) for arm in together(arms)))
         if not view.answers:
             return Stop(None, 0.0, "no_candidate")
@@ -229,7 +229,10 @@ class _Image:
             return Stop(None, 0.0, "ungraded")
         uniform = [a.index for a in self.view.answers if a.explore and not a.bought]
         room = self.grades_max - self.spent
-        indices = list(dict.fromkeys((*chosen[: max(room - len(uniform), 1)], *uniform)))
+        if not self.prices.pointwise:
+            room = min(room, self.prices.list_size)  # one more would be another call
+        others = [index for index in chosen if index not in uniform]
+        indices = others[: max(room - len(uniform), 0)] + uniform
         return self._grade(indices[:room])
 
     def _generate(self, count: int) -> Buy | None:
@@ -291,6 +294,8 @@ class _Image:
         view, count = self.view, self.preset.later
         if capped:
             count = min(count, self.candidates_max - self.state.planned)
+            if self.spent >= self.grades_max:
+                count = 0  # what no grader will see wins nothing
         if count <= 0:
             return float("-inf"), 0
         n = len(view.gradable)
@@ -326,9 +331,10 @@ class _Image:
 
     def _capped(self) -> bool:
         """Whether more would have been bought but for a limit."""
-        full = self.spent >= self.grades_max and self._batch(first=False, capped=False)[0] > NOTHING
-        long = self.state.planned >= self.candidates_max
-        return full or (long and self._more(capped=False)[0] > NOTHING)
+        if self.spent < self.grades_max and self.state.planned < self.candidates_max:
+            return False
+        more, _ = self._more(capped=False)
+        return max(more, self._batch(first=False, capped=False)[0]) > NOTHING
 
     def _utility(self, points: float) -> float:
         """What a score is worth."""

@@ -1,4 +1,4 @@
-"""Images for the strategy without votes: states, lessons, and a grader to play against."""
+"""Images as a strategy sees them: states, lessons, and models to play against."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import msgspec
 
 from rsd.protocol.learned import Learned, nothing_learned
 from rsd.protocol.vocabulary import Arm, Recipe, SamplingParams
-from rsd.strategy.base import Buy, CallPrices, ImageState, Lesson, Seen, Stop
+from rsd.strategy.base import Buy, CallPrices, ImageState, Lesson, Seen, Step, Stop
 from rsd.strategy.levels import levels_of
 from rsd.strategy.plain import next_step
 from tests.unit.world import recipe
@@ -93,6 +93,7 @@ def play(
     writes: Writes,
     grades: Grades,
     steps: int = 400,
+    decide: Callable[[ImageState], Step] = next_step,
     **state: object,
 ) -> tuple[Stop, list[Buy], tuple[Seen, ...]]:
     """An image until it stops: what was bought, and all candidates at the end. As in the hub, what
@@ -101,7 +102,7 @@ def play(
     candidates: list[Seen] = []
     bought: list[Buy] = []
     for rounds in range(steps):
-        step = next_step(image(candidates, rounds=rounds, **state))  # type: ignore[arg-type]
+        step = decide(image(candidates, rounds=rounds, **state))  # type: ignore[arg-type]
         if isinstance(step, Stop):
             return step, bought, tuple(candidates)
         bought.append(step)
