@@ -142,7 +142,7 @@ class _Image:
         self.target = 101.0 if headroom is None else self.threshold + headroom
         # The price of a candidate with its part of a grading call.
         self.unit = max((self.prices.generate(3) + self.prices.grade(3)) / 3, NOTHING)
-        self.view = Outlook.of(state.candidates, known.consensus, memory.reader)
+        self.view = Outlook.of(state.candidates, known.consensus, memory)
         self.spent = sum(answer.bought for answer in self.view.answers)
 
     # ---- steps -------------------------------------------------------------------------------
@@ -274,12 +274,14 @@ class _Image:
         ]
         chosen: list[int] = []
         total, best, kept = 0.0, float("-inf"), 0
-        for count in range(1, min(size, len(open_)) + 1):
+        size = min(size, len(open_))
+        for count in range(1, size + 1):
             gains = trial.gain(open_, self._utility)
             top = highest(gains)
             total += 0.0 if first and count == 1 else gains[top]
             place = open_.pop(top)
-            trial.grade(place, None)
+            if count < size:
+                trial.grade(place, None)
             chosen.append(view.answers[view.seen[place]].index)
             net = total - self._price(self.prices.grade(count))
             if net > best:

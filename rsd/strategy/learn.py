@@ -18,10 +18,10 @@ from rsd.protocol.learned import (
     Level,
     LevelScores,
 )
-from rsd.strategy.agreement import Reader
 from rsd.strategy.arms import Effects, learn_arms, spread_of
 from rsd.strategy.base import Lesson
 from rsd.strategy.levels import grown, levels_of, levels_of_arm, regrown
+from rsd.strategy.memory import Memory
 from rsd.strategy.model import FORGET, TIE, Consensus, learn_consensus
 from rsd.strategy.outlook import Answer, Outlook
 from rsd.strategy.plain_learn import learn_plain
@@ -41,7 +41,7 @@ def learn(learned: Learned, lesson: Lesson) -> Learned:
     learned = _with_levels(learned, levels)
     sums = learned.consensus
     consensus = Consensus.of(sums, learned.repeat_sum / learned.repeat_count)
-    view = Outlook.of(lesson.candidates, consensus, Reader())
+    view = Outlook.of(lesson.candidates, consensus, Memory())
     scored = [place for place, k in enumerate(view.seen) if view.answers[k].scores]
     first = [view.answers[view.seen[place]].scores[0] for place in scored]
     taught = learn_consensus(sums, consensus, view.look, scored, first)

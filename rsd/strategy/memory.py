@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
 from rsd.protocol.learned import Learned
-from rsd.strategy.agreement import Reader
+from rsd.strategy.agreement import Features, Reader
+from rsd.strategy.model import Look
 
 T = TypeVar("T")
 
@@ -44,3 +45,6 @@ class Memory:
 
     solved: Solved = field(default_factory=Solved)
     reader: Reader = field(default_factory=Reader)  #: has read the image's candidates
+    #: What they agree on: (texts, features), and (texts, those in the look, look).
+    features: tuple[list[str], Features] | None = None
+    look: tuple[list[str], tuple[int, ...], Look] | None = None

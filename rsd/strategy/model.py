@@ -29,8 +29,8 @@ from rsd.protocol.learned import ConsensusSums
 from rsd.strategy.agreement import Claim, Features
 from rsd.strategy.linalg import Matrix, Vector, dot, multiply, pack, solve, unpack
 
-#: Distinct candidates of an image between which covariances are kept: 48 x 48 numbers.
-MOST_DISTINCT: Final = 48
+#: Distinct candidates of an image between which covariances are kept: 72 x 72 numbers.
+MOST_DISTINCT: Final = 72
 #: Values that differ by less are a tie, and the lowest index wins it.
 TIE: Final = 1e-9
 #: What an image counts for after the next one.

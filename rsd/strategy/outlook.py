@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from math import fsum
 
 from rsd.protocol.facts import Agreement
-from rsd.strategy.agreement import Features, Reader, duplicates, features
+from rsd.strategy.agreement import Features, duplicates, features
 from rsd.strategy.base import Seen
 from rsd.strategy.linalg import Vector
+from rsd.strategy.memory import Memory
 from rsd.strategy.model import Consensus, Look, Posterior
 
 
@@ -47,18 +48,18 @@ class Outlook:
     posterior: Posterior  #: of the answers in the look
 
     @staticmethod
-    def of(candidates: Sequence[Seen], consensus: Consensus, reader: Reader) -> Outlook:
+    def of(candidates: Sequence[Seen], consensus: Consensus, memory: Memory) -> Outlook:
         """All grades included, in the order of the answers."""
         gradable = tuple(c for c in candidates if c.gradable)
         texts = [c.text or "" for c in gradable]
         same = duplicates(texts)
         answers = _answers(gradable, same)
         number = {answer.place: k for k, answer in enumerate(answers)}
-        found = features(texts, reader)
+        found = _features(texts, memory)
         known = [a for a in answers if a.scores]
         known.sort(key=lambda a: (-round(fsum(a.scores) / len(a.scores), 6), a.index))
         chosen = consensus.choose(found, same, [a.place for a in known])
-        look = Look.of(found, same, chosen)
+        look = _look(texts, found, same, chosen, memory)
         seen = tuple(number[place] for place in look.candidates)
         mean, covariance = consensus.prior(look)
         posterior = Posterior(mean, covariance, consensus.tau2)
@@ -88,6 +89,25 @@ class Outlook:
             distinct=len(self.answers),
             winner=self.features.agree[self.features.group[place]],
         )
+
+
+def _features(texts: list[str], memory: Memory) -> Features:
+    if memory.features is None or memory.features[0] != texts:
+        memory.features = (texts, features(texts, memory.reader))
+    return memory.features[1]
+
+
+def _look(
+    texts: list[str],
+    found: Features,
+    same: Sequence[int],
+    chosen: tuple[int, ...],
+    memory: Memory,
+) -> Look:
+    kept = memory.look
+    if kept is None or kept[0] != texts or kept[1] != chosen:
+        kept = memory.look = (texts, chosen, Look.of(found, same, chosen))
+    return kept[2]
 
 
 def _answers(gradable: Sequence[Seen], same: Sequence[int]) -> tuple[Answer, ...]:

@@ -397,10 +397,11 @@ def test_more_distinct_answers_than_the_model_holds() -> None:
     played = image(
         model=noisy_reader(wide, 0.8, 2),
         grader=honest_grader(wide, 5.0),
+        allotment=2,
         recipe=adaptive(effort="maximal", candidates_max=108, grades_max=24, min_gain=0.5),
     )
     stop = played.play()
     assert stop.index is not None
-    assert len({c.text for c in played.candidates}) > 48
+    assert len({c.text for c in played.candidates}) > 72
     record = learn(nothing_learned(played.recipe), played.lesson(stop))
     assert record.counted.distinct == len({c.text for c in played.candidates})

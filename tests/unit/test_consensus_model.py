@@ -303,19 +303,19 @@ def test_without_votes_the_prior_is_one_for_all() -> None:
 
 
 def test_of_many_the_graded_and_the_promising_enter() -> None:
-    texts = [f"A --> B\nB --> n{k}" for k in range(60)] + ["A -> B\nB -> n7"] * 2
+    texts = [f"A --> B\nB --> n{k}" for k in range(90)] + ["A -> B\nB -> n7"] * 2
     found, same = features(texts), duplicates(texts)
-    chosen = MODEL.choose(found, same, graded=[59, 58])
+    chosen = MODEL.choose(found, same, graded=[89, 88])
     assert len(chosen) == MOST_DISTINCT and list(chosen) == sorted(chosen)
-    assert {58, 59, 7, 60} <= set(chosen)
-    assert chosen[:45] == tuple(range(45))  # of equal promise the first ones
+    assert {88, 89, 7, 90} <= set(chosen)
+    assert chosen[:69] == tuple(range(69))  # of equal promise the first ones
     look = Look.of(found, same, chosen)
-    assert (look.n, look.distinct, len(look.overlap)) == (62, 61, MOST_DISTINCT)
-    whole = MODEL.expected(found.agree[found.group[0]], 1 / 62, found.level, 62, 61)
+    assert (look.n, look.distinct, len(look.overlap)) == (92, 91, MOST_DISTINCT)
+    whole = MODEL.expected(found.agree[found.group[0]], 1 / 92, found.level, 92, 91)
     assert MODEL.prior(look)[0][0] == pytest.approx(whole)
-    with pytest.raises(ValueError, match="61 distinct candidates, of at most 48"):
+    with pytest.raises(ValueError, match="91 distinct candidates, of at most 72"):
         Look.of(found, same)
-    assert len(MODEL.choose(found, same, graded=range(60))) == MOST_DISTINCT
+    assert len(MODEL.choose(found, same, graded=range(90))) == MOST_DISTINCT
     assert MODEL.choose(features(TEXTS), duplicates(TEXTS)) == (0, 1, 2, 3, 4)
 
 
