@@ -10,7 +10,7 @@ help:
 	@echo "make demo      the whole job on this machine, simulated: no GPU, no key"
 	@echo "make test      all tests (a few minutes)"
 	@echo "make check     ruff and mypy"
-	@echo "make crash     kill every process again and again, and count (N=80 kills, or MINUTES=10; SEED=1)"
+	@echo "make crash     kill every process again and again, and count (N=80 kills, or MINUTES=10; SEED=1; ADAPTIVE=1)"
 	@echo "make reliability   every test that injects a fault, and docs/reliability.md from what they saw (an hour)"
 	@echo "make bench     benchmarks, by hand"
 	@echo "make install IMAGES=DIR OUTPUT=DIR [USER=rsd] [KEYFILE=FILE] [PREFIX=/opt/rsd]   the systemd service (root)"
@@ -42,7 +42,7 @@ check: venv-dev
 	@$(BIN)/mypy
 
 crash: venv-dev
-	@$(BIN)/python -m tests.crash.soak $(if $(MINUTES),--minutes $(MINUTES),--kills $(or $(N),80)) --seed $(or $(SEED),1)
+	@$(BIN)/python -m tests.crash.soak $(if $(ADAPTIVE),--adaptive) $(if $(MINUTES),--minutes $(MINUTES),--kills $(or $(N),80)) --seed $(or $(SEED),1)
 
 # Everything that injects a fault, and the table of what came of it.
 reliability: venv-dev
@@ -50,6 +50,7 @@ reliability: venv-dev
 	@RSD_EVIDENCE=$(CURDIR)/.evidence $(BIN)/python -m pytest -q tests/crash tests/integration tests/unit/test_scores_corpus.py tests/unit/test_question.py
 	@RSD_EVIDENCE=$(CURDIR)/.evidence $(BIN)/python -m tests.fuzz_scores --seconds 120
 	@RSD_EVIDENCE=$(CURDIR)/.evidence $(BIN)/python -m tests.crash.soak --kills $(or $(N),1000)
+	@RSD_EVIDENCE=$(CURDIR)/.evidence $(BIN)/python -m tests.crash.soak --kills $(or $(N),300) --adaptive
 	@$(BIN)/python -m tests.evidence .evidence > docs/reliability.md
 
 # Those that need a server of yours say so at their head.

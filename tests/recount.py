@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from statistics import fmean
+from typing import TypeVar
 
 import msgspec
 import pytest
 
-from rsd.protocol.vocabulary import Candidate, Grade, Recipe, Role
+from rsd.protocol.facts import PlannedSample, StepChosen
+from rsd.protocol.vocabulary import Arm, Candidate, Grade, Recipe, Role
 from rsd.state.rebuild import rebuild
 from rsd.state.records import (
     ACTIVE,
@@ -29,6 +31,8 @@ from rsd.state.records import (
 )
 from rsd.state.store import Store
 from rsd.state.transaction import class_key, decode
+
+K = TypeVar("K", bound=msgspec.Struct)
 
 
 def recount(store: Store) -> None:
@@ -52,8 +56,7 @@ def recount(store: Store) -> None:
         ]
         outbox = txn.entries("outbox")
         recipes = {k.decode(): decode(Recipe, v) for k, v in txn.scan("configs")}
-        lessons = {k: decode(LessonRecord, v) for k, v in txn.scan("lessons")}
-    learned_once(store, images, lessons, recipes)
+    learned_once(store)
     assert stats.seen == sum(getattr(stats, name) for name in CLASSES) == len(paths)
     by_class = Counter(r.status for r in images.values())
     assert {n: getattr(stats, n) for n in CLASSES} == {n: by_class[n] for n in CLASSES}
@@ -139,15 +142,14 @@ def recount(store: Store) -> None:
         assert found_tally == pytest.approx(msgspec.structs.asdict(tally)), name
 
 
-def learned_once(
-    store: Store,
-    images: dict[str, ImageRecord],
-    lessons: dict[bytes, LessonRecord],
-    recipes: dict[str, Recipe],
-) -> None:
+def learned_once(store: Store) -> int:
     """Each image that the strategy that learns has decided is one lesson, and the lessons make what
-    is stored, bit by bit.
+    is stored, bit by bit. Returns how many there are.
     """
+    with store.reading() as txn:
+        images = {k.hex(): decode(ImageRecord, v) for k, v in txn.scan("images")}
+        lessons = {k: decode(LessonRecord, v) for k, v in txn.scan("lessons")}
+        recipes = {k.decode(): decode(Recipe, v) for k, v in txn.scan("configs")}
     marked = {lesson_key(r.learned_key, r.learned): i for i, r in images.items() if r.learned}
     assert marked == {k: row.image for k, row in lessons.items()}
     assert len(set(marked.values())) == len(marked) == sum(bool(r.learned) for r in images.values())
@@ -163,4 +165,38 @@ def learned_once(
     for one in found:
         assert one.equal, one.differences
         assert one.stored is not None and one.unlearned == 0
-        assert one.stored.images == one.lessons == len(numbers[one.key.encode()])
+        assert one.stored.images == one.lessons == len(numbers.get(one.key.encode(), ()))
+    return len(lessons)
+
+
+def planned_once(store: Store) -> int:
+    """No round was chosen twice, no candidate and no grade planned twice, and nothing was made or
+    graded that no step had planned. Returns the number of steps.
+    """
+    with store.reading() as txn:
+        steps: dict[str, list[StepChosen]] = {}
+        for k, v in txn.scan("steps"):
+            steps.setdefault(k[:16].hex(), []).append(decode(StepChosen, v))
+        made = {(k[:16].hex(), c.index): c for k, c in _all(txn.scan("candidates"), Candidate)}
+        given = {(k[:16].hex(), g.index, g.number): g for k, g in _all(txn.scan("grades"), Grade)}
+    samples: dict[tuple[str, int], PlannedSample] = {}
+    gradings: dict[tuple[str, int, int], str] = {}
+    for image, chosen in steps.items():
+        assert [s.round for s in chosen] == [*range(len(chosen))]
+        planned = [p for s in chosen for p in s.samples]
+        assert [p.index for p in planned] == [*range(len(planned))]
+        assert len({p.seed for p in planned}) == len(planned)
+        samples |= {(image, p.index): p for p in planned}
+        bought = [(image, g.index, g.number, s.rubric) for s in chosen for g in s.gradings]
+        assert len({b[:3] for b in bought}) == len(bought)
+        gradings |= {b[:3]: b[3] for b in bought}
+    for where, candidate in made.items():
+        sample = samples[where]
+        arm = Arm(prompt_key=candidate.prompt_key, params=candidate.params)
+        assert (sample.arm, sample.seed) == (arm, candidate.seed)
+    assert {where: g.rubric for where, g in given.items()}.items() <= gradings.items()
+    return sum(map(len, steps.values()))
+
+
+def _all(rows: list[tuple[bytes, bytes]], kind: type[K]) -> list[tuple[bytes, K]]:
+    return [(k, decode(kind, v)) for k, v in rows]

@@ -76,7 +76,10 @@ def _summary(found: list[Rebuilt]) -> bytes:
     compared = []
     for one in found:
         record = one.stored or one.summed
-        models = f"{record.generator_model} graded by {record.grader_model}" if record else "?"
+        models = "of a recipe that is not stored"
+        if record is not None:
+            generator = record.generator_model or "the model that is served"
+            models = f"{generator}, graded by {record.grader_model}"
         compared.append(
             Compared(
                 key=one.key,

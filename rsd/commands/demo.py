@@ -150,11 +150,12 @@ def render(out: Console, settings: Settings) -> list[dict[str, Any]]:
         for path in sorted((output / folder).glob("*.json")):
             document = msgspec.json.decode(path.read_bytes())
             results.append(document)
-            best, graded = document["best_result"], document["all_candidates"]
+            best, scored = document["best_result"], document["all_candidates"]
+            graded = [c for c in scored if c["same_as"] is None]
             params = best["params"]
             table.add_row(
                 escape(shortened(path.name, out.width - OTHER_COLUMNS)),
-                f"{len(graded)} of {len(graded) + document['ungraded_candidates']}",
+                f"{len(graded)} of {len(scored) + document['ungraded_candidates']}",
                 f"{best['score']:.1f}",
                 document["quality"],
                 best["prompt_key"],
