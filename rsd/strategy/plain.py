@@ -20,7 +20,7 @@ from rsd.strategy.arms import Arms, explores, together
 from rsd.strategy.base import Buy, CallPrices, ImageState, Step, Stop
 from rsd.strategy.dice import Dice
 from rsd.strategy.levels import grown, levels_of, number_name, prompt_level
-from rsd.strategy.memory import Memory
+from rsd.strategy.memory import Memory, Solved
 from rsd.strategy.normal import cumulative, density, expected_gain
 from rsd.strategy.plain_image import Answer, Posterior, answers_of, posterior_of
 from rsd.strategy.plain_model import PlainModel, solve_of
@@ -80,19 +80,22 @@ def next_step(state: ImageState, memory: Memory | None = None) -> Step:
     """Buy what is worth most for its cost, or stop. Ends: each step adds a candidate or a grading,
     and both are limited.
     """
-    return Planner(state).step()
+    return Planner(state, memory).step()
 
 
 class Planner:
     """One decision about one image."""
 
-    def __init__(self, state: ImageState) -> None:
+    def __init__(self, state: ImageState, memory: Memory | None = None) -> None:
         recipe = state.recipe
         learned = state.learned or nothing_learned(recipe)
         self.state, self.recipe = state, recipe
         self.levels = grown(learned.levels, levels_of(recipe))
         self.place = {level: i for i, level in enumerate(self.levels)}
-        self.model: PlainModel = solve_of(learned, self.levels)
+        solved = Solved() if memory is None else memory.solved
+        self.model: PlainModel = solved.get(
+            state.learned, ("plain", self.levels), lambda: solve_of(learned, self.levels)
+        )
         self.limits = Limits.of(recipe, state.allotment)
         self.prices: CallPrices = state.prices or prices_of_calls(recipe, learned, {})
         self.answers = answers_of(state.candidates)

@@ -21,6 +21,7 @@ from rsd.strategy.adaptive import TEXT_GRADES, is_audit, next_step
 from rsd.strategy.base import Buy, CallPrices, ImageState, Step, Stop
 from rsd.strategy.choose import next_step as the_door
 from rsd.strategy.learn import learn
+from rsd.strategy.levels import LEVELS_MAX
 from rsd.strategy.memory import Memory
 from tests.unit.plain_world import LISTWISE, Grades, Writes, arm, image, lesson, nothing, play, seen
 from tests.unit.world import recipe
@@ -316,3 +317,36 @@ def test_the_winner_is_one_that_was_graded_itself() -> None:
         of = adaptive(consensus=consensus, min_gain=1e9)
         step = next_step(image(same, of=of, prices=LISTWISE))
         assert isinstance(step, Stop) and step.index == 1
+
+
+@settings(max_examples=4, deadline=None)
+@given(st.integers(0, 10**6), st.data())
+def test_recipes_may_change_between_images(number: int, data: st.DataObject) -> None:
+    """Prompts come, go, and are reworded; what was learned is never about another one, and the
+    record stays small.
+    """
+    record = nothing(adaptive())
+    for step in range(30):
+        keys = data.draw(st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=4, unique=True))
+        of = adaptive(
+            prompts={key: f"text {data.draw(st.integers(0, 20))}" for key in keys},
+            temperatures=data.draw(st.sampled_from(((0.0,), (0.0, 0.5), (0.7, 1.0)))),
+            consensus=data.draw(st.sampled_from(("on", "off"))),
+            grades_max=3,
+            candidates_max=5,
+        )
+        chance = random.Random(number + step)
+        stop, _, candidates = play(
+            diagrams(chance), fair(chance), decide=next_step, of=of, prices=DEAR, learned=record
+        )
+        asked = data.draw(st.sampled_from((of, adaptive(prompts={"a": "text 0"}))))
+        record = learn(record, lesson(candidates, asked))
+        assert stop.index is not None
+        levels = len(record.levels)
+        assert levels <= LEVELS_MAX and len(set(record.levels)) == levels
+        for sums in (record.consensus.arms, record.plain.arms):
+            assert len(sums.moments) == levels
+            assert len(sums.information) == levels * (levels + 1) // 2
+        known = {x.name for x in record.levels if x.factor == "temperature"}
+        assert set(record.plain.temperatures) <= known
+    assert record.images == 30

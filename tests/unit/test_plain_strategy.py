@@ -14,6 +14,7 @@ from rsd.protocol.learned import Learned, Regression
 from rsd.protocol.vocabulary import Arm
 from rsd.strategy.base import Buy, CallPrices, Seen, Stop
 from rsd.strategy.levels import levels_of
+from rsd.strategy.memory import Memory
 from rsd.strategy.normal import cumulative, density, expected_gain, median
 from rsd.strategy.plain import GRADES, Planner, answers_of, next_step
 from rsd.strategy.plain_learn import learn_plain
@@ -334,7 +335,12 @@ def test_equal_states_are_decided_alike(scores: list[float], seed: int, sha: int
     candidates = [seen(i, arm(i % 2, (0.5, 1.0)[i % 3 > 0]), (s,)) for i, s in enumerate(scores)]
     state = image(candidates, of=of, learned=taught(), sha256=f"{sha:064x}")
     again = image(list(candidates), of=of, learned=taught(), sha256=f"{sha:064x}")
-    assert next_step(state) == next_step(again, None)
+    memory = Memory()
+    first = next_step(state, memory)
+    assert first == next_step(again) == next_step(again, memory)
+    assert next_step(image(candidates, of=of, learned=None), memory) == next_step(
+        image(candidates, of=of, learned=None)
+    )
 
 
 def test_prices_that_nobody_set_are_assumed() -> None:
