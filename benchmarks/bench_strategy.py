@@ -17,13 +17,13 @@ from time import process_time
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from rsd.protocol.learned import Learned, nothing_learned  # noqa: E402
-from rsd.protocol.vocabulary import Recipe, Usage  # noqa: E402
-from rsd.strategy.arms import Arms  # noqa: E402
-from rsd.strategy.base import CallPrices, ImageState, Lesson, Seen  # noqa: E402
-from rsd.strategy.choose import next_step  # noqa: E402
-from rsd.strategy.learn import learn  # noqa: E402
-from rsd.strategy.memory import Memory, Solved  # noqa: E402
+from rsd.protocol.learned import Learned, nothing_learned
+from rsd.protocol.vocabulary import Recipe, Usage
+from rsd.strategy.arms import Arms
+from rsd.strategy.base import CallPrices, ImageState, Lesson, Seen
+from rsd.strategy.choose import next_step
+from rsd.strategy.learn import learn
+from rsd.strategy.memory import Memory, Solved
 
 EDGES = ("ab", "bc", "cd", "de", "ea", "af", "bg", "ch")
 PRICES = CallPrices(candidate=0.029, grading=5.346, graded=1.122, pointwise=True)
@@ -131,7 +131,11 @@ def main() -> None:
         for made in records[-12:]:  # solved for another image already
             next_step(state((), made), Memory(memory.solved))
 
-        def changed(seen: tuple[Seen, ...] = seen, memory: Memory = memory) -> object:
+        def changed(
+            seen: tuple[Seen, ...] = seen,
+            memory: Memory = memory,
+            records: list[Learned] = records,
+        ) -> object:
             return next_step(state(seen, records.pop()), memory)
 
         def same(seen: tuple[Seen, ...] = seen, memory: Memory = memory) -> object:
