@@ -11,6 +11,7 @@ from rich.console import Console
 
 from rsd.commands import flags
 from rsd.commands.isolated import isolated
+from rsd.commands.prior import bring
 from rsd.commands.status import needed_states
 from rsd.commands.strategy_table import print_records
 from rsd.errors import UserError
@@ -30,11 +31,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `strategy`."""
     parser.add_argument("--json", action="store_true", help="as JSON (rsd.strategy/1)")
     parser.add_argument("--export", metavar="FILE", help="write it to a file, for another run")
+    parser.add_argument(
+        "--from",
+        dest="source",
+        metavar="FILE",
+        help="begin with what another run has learned: a prior, not truth",
+    )
+    parser.add_argument(
+        "--levels",
+        action="store_true",
+        help="with --from: only what it says of prompts and parameters; for other models",
+    )
     flags.add_state(parser)
 
 
 def main(args: argparse.Namespace) -> int:
     """Exit codes: 0 done, 1 the state cannot be read, 2 wrong usage."""
+    chosen = [f for f in ("json", "export", "source") if getattr(args, f)]
+    if len(chosen) > 1:
+        raise UserError("give one of --json, --export and --from")
+    if args.levels and not args.source:
+        raise UserError("--levels: only with --from")
+    if args.source:
+        return bring(args)
     states = needed_states(args)
     prices = prices_in_force(args)
     found = [document_of(state, prices) for state in states]

@@ -37,6 +37,7 @@ from rsd.strategy.ranking import (
     setting_of,
 )
 
+SCHEMA: Final = "rsd.strategy/1"
 #: Share of images with three graded texts at the top score from which scores tell too little.
 SATURATED: Final = 0.5
 #: Sizes of the best-of-k curve that are worth a line among the plans.
@@ -129,7 +130,7 @@ class Record(Struct, frozen=True, kw_only=True):
 class StrategyDocument(Struct, frozen=True, kw_only=True):
     """`OUTPUT/strategy.json`, and what `strategy --export` writes and `--from` reads."""
 
-    schema: str = "rsd.strategy/1"
+    schema: str = SCHEMA
     records: tuple[Record, ...] = ()
 
 

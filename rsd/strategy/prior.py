@@ -24,7 +24,9 @@ from rsd.protocol.learned import (
     nothing_learned,
 )
 from rsd.protocol.vocabulary import Recipe
-from rsd.strategy.model import FORGET
+from rsd.strategy.arms import Effects, spread_of
+from rsd.strategy.model import FORGET, Consensus
+from rsd.strategy.plain_model import solve_of
 
 #: Images that a prior weighs as at most.
 PRIOR_IMAGES: Final = 50
@@ -49,7 +51,7 @@ def prior_of(found: Learned, recipe: Recipe, *, levels_only: bool = False) -> Le
         raise UserError("nothing was learned there")
     here = nothing_learned(recipe)
     if not levels_only and (why := _difference(found, here)):
-        raise UserError(f"{why}; only its levels can be taken")
+        raise UserError(f"{why}; only its levels can be taken (--levels)")
     held = MEMORY * (1 - FORGET**images)
     share = min(1.0, PRIOR_IMAGES / held)
     arms = _scaled(found.consensus.arms, share)
@@ -147,7 +149,23 @@ def _damage(record: Learned) -> str:
         *(n for calls in (record.generating, record.grading) for n in _numbers(calls)),
         *(n for t in plain.temperatures.values() for n in (t.spread_count, t.drawn, t.failed)),
     ]
-    return "a count of it is negative" if min(counts) < 0 else ""
+    if min(counts) < 0:
+        return "a count of it is negative"
+    return "" if _solvable(record) else "its sums fit no model"
+
+
+def _solvable(record: Learned) -> bool:
+    """Whether the models can be made of it, so that no decision fails for it."""
+    levels, consensus = record.levels, record.consensus
+    try:
+        numbers = [float(level.name) for level in levels if level.factor != "prompt"]
+        tau2 = record.repeat_sum / record.repeat_count
+        Consensus.of(consensus, tau2)
+        Effects.of(consensus.arms, levels, levels, spread_of(consensus))
+        solve_of(record, levels)
+    except (ArithmeticError, LookupError, ValueError):
+        return False
+    return tau2 > 0 and all(map(math.isfinite, numbers))
 
 
 def _fits(sums: Regression, size: int) -> bool:

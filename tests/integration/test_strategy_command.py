@@ -7,11 +7,12 @@ import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.integration.test_commands import command, finished, one_line
-from tests.support import Daemon, Simulator, draw, wait_for
+from tests.support import HOME, Daemon, Simulator, draw, wait_for
 
 Make = Callable[..., Simulator]
 MakeDaemon = Callable[..., Daemon]
@@ -105,6 +106,111 @@ def test_a_running_daemon_is_asked_and_not_disturbed(simulator: Make, daemon: Ma
     assert "1 image" in text
     assert "too little to say" in text
     assert d.stop() == 0
+
+
+def test_the_next_run_begins_with_it(
+    learned: Daemon, simulator: Make, daemon: MakeDaemon, tmp_path: Path
+) -> None:
+    file = str(tmp_path / "learned.json")
+    words(learned.run("strategy", "--export", file))
+    d = daemon(simulator(), **ADAPTIVE)
+    grading = {"RSD_GRADING_API": "http://127.0.0.1:9/v1"}
+    d._env |= grading  # of the settings as a whole, which tell the models of a state without images
+    said = words(d.run("strategy", "--from", file))
+    assert said == (
+        "what 6 images have taught counts as 6 for the only model served and o4-mini at the next "
+        "run\n"
+    )
+    text = words(d.run("strategy"))
+    assert "another run's, which weigh as 6" in text
+    assert "no image has been decided yet" in text
+    draw(d.images / "a.png", 1)
+    assert d.once().returncode == 0
+    (record,) = json.loads(words(d.run("strategy", "--json")))["records"]
+    assert (record["learned"]["images"], record["learned"]["prior_images"]) == (1, 6)
+    d.start()
+    wait_for(lambda: d.status().get("running"), "the daemon")
+    said = words(d.run("strategy", "--from", file))
+    assert said.endswith("from now on; a daemon runs and was given it\n")
+    wait_for(lambda: not list((d.output / "state/requests").glob("*.json")), "the request")
+    assert d.stop() == 0
+
+
+def test_what_was_learned_of_another_rubric_is_refused_but_for_its_levels(
+    learned: Daemon, simulator: Make, daemon: MakeDaemon, tmp_path: Path
+) -> None:
+    file = str(tmp_path / "learned.json")
+    words(learned.run("strategy", "--export", file))
+    template = HOME / "prompts/grading_prompt_listwise.json"
+    d = daemon(simulator(), "--grading-prompt", str(template), **ADAPTIVE)
+    draw(d.images / "a.png", 1)
+    assert d.once().returncode == 0
+    line = one_line(d.run("strategy", "--from", file))
+    assert f"--from {file}: it was learned of the rubric '" in line
+    assert line.endswith("(--levels)")
+    assert "counts as 6 for" in words(d.run("strategy", "--from", file, "--levels"))
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (None, "No such file or directory"),
+        ("", "is not what `strategy --export` writes"),
+        ("[" * 100_000, "is not what `strategy --export` writes"),
+        ("{}", "is not what `strategy --export` writes"),
+        ('{"schema":"rsd.strategy/9","records":[]}', "is of 'rsd.strategy/9'; this rsd reads"),
+        ('{"schema":"rsd.strategy/1","records":[]}', "holds nothing that was learned"),
+        ('{"schema":"rsd.strategy/1","records":[{"learned":{}}]}', "is not what `strategy"),
+    ],
+)
+def test_a_bad_file_is_one_line(
+    tmp_path: Path, learned: Daemon, content: str | None, complaint: str
+) -> None:
+    file = tmp_path / "bad.json"
+    if content is not None:
+        file.write_text(content)
+    line = one_line(learned.run("strategy", "--from", str(file)))
+    assert line.startswith(f"rsd: --from {file}: ") and complaint in line
+
+
+def test_sums_that_fit_no_model_are_one_line(tmp_path: Path, learned: Daemon) -> None:
+    whole = json.loads(words(learned.run("strategy", "--json")))
+
+    def spoilt(change: Callable[[Any], None]) -> str:
+        document = json.loads(json.dumps(whole))
+        change(document["records"][0]["learned"])
+        file = tmp_path / "spoilt.json"
+        file.write_text(json.dumps(document))
+        return one_line(learned.run("strategy", "--from", str(file)))
+
+    def set_at(*path: Any, value: Any) -> Callable[[Any], None]:
+        def change(record: Any) -> None:
+            for name in path[:-1]:
+                record = record[name]
+            record[path[-1]] = value
+
+        return change
+
+    assert "damaged" in spoilt(set_at("consensus", "information", 0, value=-1e9))
+    assert "damaged" in spoilt(set_at("consensus", "arms", "information", 0, value=-1e9))
+    assert "damaged" in spoilt(set_at("consensus", "spread_count", value=0))
+    assert "damaged" in spoilt(set_at("levels", 0, "factor", value="colour"))
+    assert "damaged" in spoilt(set_at("levels", -1, "name", value="many"))
+    assert "damaged" in spoilt(
+        set_at("levels", 0, value=whole["records"][0]["learned"]["levels"][1])
+    )
+
+
+def test_flags_that_do_not_go_together(tmp_path: Path) -> None:
+    for flags, complaint in (
+        (("--json", "--export", "x"), "give one of --json, --export and --from"),
+        (("--from", "x", "--export", "y"), "give one of"),
+        (("--levels",), "--levels: only with --from"),
+    ):
+        assert complaint in one_line(command(tmp_path, "strategy", *flags))
+    file = tmp_path / "x.json"
+    file.write_text("{}")
+    assert "is not what" in one_line(command(tmp_path, "strategy", "--from", str(file)))
 
 
 def test_another_strategy_teaches_nothing(simulator: Make, daemon: MakeDaemon) -> None:
