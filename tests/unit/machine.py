@@ -43,6 +43,14 @@ RECIPES = (
     small(stop_score=80.0, candidates=5),
     small(grading_template="score {candidate_answers}", candidates=5, list_size=3),
     small(prompts={"p1": "one"}, temperatures=(1.0,), candidates=4),
+    small(strategy="adaptive", candidates_max=6, grades_max=3, min_gain=0.0),
+    small(
+        strategy="adaptive",
+        candidates_max=6,
+        grades_max=4,
+        grading_template="score {candidate_answers}",
+        list_size=2,
+    ),
 )
 #: Errors that pass and consume nothing, however often they come.
 PASSING = (
@@ -88,6 +96,7 @@ class Hub:
         self.past: list[tuple[str, Any]] = []
         self.now = 0.0
         self.hired = 0
+        self.graders_changed = False
         self.paid: set[tuple[str, int]] = set()  #: answers that came while their lease was open
         with store.reading() as txn:
             active = [view.recovered(txn, image) for image in view.active_images(txn)]
@@ -196,6 +205,7 @@ class Hub:
         grade = replace(self.policy.roles[Role.GRADE], model=model)
         roles = self.policy.roles | {Role.GRADE: grade}
         self.policy = replace(self.policy, roles=roles, recipe=with_grader)
+        self.graders_changed = True
         self.think(events.PolicyChanged(policy=self.policy))
 
     def kill(self, worker: str) -> None:
@@ -275,7 +285,8 @@ class Hub:
             ]
             assert endpoint.probing == bool(probes), "a probe is forgotten"
         for loan in table.loans.values():
-            if loan.item.kind.pays:
+            # An image may be decided while calls of a grader that is not in force are under way.
+            if loan.item.kind.pays and not (loan.item.role is Role.GRADE and self.graders_changed):
                 known = loan.item.image in self.brain.rounds.images
                 assert known or loan.item.image in self.brain.rounds.departed
         assert len(self.brain.intake.window) <= 256
