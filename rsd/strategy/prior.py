@@ -169,9 +169,9 @@ def _solvable(record: Learned) -> bool:
 
 
 def _fits(sums: Regression, size: int) -> bool:
-    """A regression over `size` levels, or over the first of them, or over none yet."""
+    """A regression over `size` levels, or over none yet."""
     known = len(sums.moments)
-    return known <= size and len(sums.information) == known * (known + 1) // 2
+    return known in (0, size) and len(sums.information) == known * (known + 1) // 2
 
 
 def _numbers(part: msgspec.Struct) -> list[float]:

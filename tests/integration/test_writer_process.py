@@ -131,6 +131,7 @@ def test_a_history_becomes_files_and_counters(
 
 POINTS = [
     *("writer.before-commit:1", "writer.before-commit:3"),
+    *("writer.before-decision:1", "writer.before-decision:2"),
     *("writer.after-commit:1", "writer.after-commit:2"),
     *("writer.after-replace:1", "writer.after-replace:4"),
     *("writer.outbox-drain:1", "writer.outbox-drain:2"),
