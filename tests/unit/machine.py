@@ -50,6 +50,7 @@ RECIPES = (
         grades_max=4,
         grading_template="score {candidate_answers}",
         list_size=2,
+        consensus="off",
     ),
 )
 #: Errors that pass and consume nothing, however often they come.

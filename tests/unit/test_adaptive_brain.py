@@ -22,6 +22,11 @@ from tests.unit.world import policy, transient
 PATHS = [b"%d.png" % k for k in range(16)]
 TEMPLATES = pytest.mark.parametrize("template", [POINTWISE, LISTWISE], ids=["pointwise", "lists"])
 REASONS = {"agreed", "no_gain", "cap", "audit"}
+RECIPES = [
+    adaptive(grading_template=template, consensus=consensus)
+    for template in (POINTWISE, LISTWISE)
+    for consensus in ("on", "off")
+]
 
 
 @TEMPLATES
@@ -91,10 +96,10 @@ def test_what_was_learned_reaches_the_strategy_and_images_are_learned_once() -> 
 
 
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(seed=st.integers(0, 10**9), lists=st.booleans())
-def test_order_errors_and_deaths_change_no_decision(seed: int, lists: bool) -> None:
+@given(seed=st.integers(0, 10**9), which=st.integers(0, len(RECIPES) - 1))
+def test_order_errors_and_deaths_change_no_decision(seed: int, which: int) -> None:
     """But for what is learned meanwhile, which is left out here."""
-    with_recipe = adaptive(grading_template=LISTWISE if lists else POINTWISE)
+    with_recipe = RECIPES[which]
     rng = random.Random(seed)
 
     def trouble(task: object, now: float) -> CallError | None:
@@ -113,9 +118,9 @@ def test_order_errors_and_deaths_change_no_decision(seed: int, lists: bool) -> N
 
 
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(seed=st.integers(0, 10**9), lists=st.booleans())
-def test_a_life_that_ends_anywhere_is_continued_by_the_same_steps(seed: int, lists: bool) -> None:
-    with_recipe = adaptive(grading_template=LISTWISE if lists else POINTWISE)
+@given(seed=st.integers(0, 10**9), which=st.integers(0, len(RECIPES) - 1))
+def test_a_life_that_ends_anywhere_is_continued_by_the_same_steps(seed: int, which: int) -> None:
+    with_recipe = RECIPES[which]
     calm = begun(policy(with_recipe), PATHS[:6], learning=False).finish()
     rng = random.Random(seed)
     world = begun(policy(with_recipe), PATHS[:6], seed, learning=False)
