@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import random
+
 import msgspec
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from rsd.protocol.learned import Learned
 from rsd.strategy import plain
@@ -11,8 +15,12 @@ from rsd.strategy.adaptive import next_step
 from rsd.strategy.base import Buy, CallPrices, Stop
 from rsd.strategy.learn import learn
 from rsd.strategy.plain_learn import learn_plain
+from tests.unit.adaptive_world import LISTWISE as LISTWISE_TEMPLATE
+from tests.unit.adaptive_world import POINTWISE, adaptive, begun
 from tests.unit.plain_world import LISTWISE, SMALL, arm, image, lesson, nothing, seen
+from tests.unit.world import policy
 
+PATHS = [b"%d.png" % k for k in range(16)]
 CHEAP = CallPrices(candidate=1.0, grading=1.0, graded=1.0, pointwise=True)
 DEAR = CallPrices(candidate=1.0, grading=100.0, graded=1.0, pointwise=True)
 QUIET = msgspec.structs.replace(SMALL, audit_share=0.0)
@@ -56,3 +64,43 @@ def test_both_models_learn_from_every_image() -> None:
         record = after
     step = next_step(image(of=QUIET, learned=record, prices=LISTWISE, rounds=0))
     assert isinstance(step, Buy)
+
+
+@pytest.mark.parametrize("template", [POINTWISE, LISTWISE_TEMPLATE], ids=["pointwise", "lists"])
+def test_through_the_brain(template: str) -> None:
+    """A round is generated and graded in one step; visible failures are shown to nobody."""
+    of = adaptive(grading_template=template, consensus="off", audit_share=0.0)
+    world = begun(policy(of), PATHS).finish()
+    assert len(world.store.decided) == len(PATHS) and not world.store.aside
+    assert set(world.calls.values()) == {1}, "a candidate was asked for twice"
+    for step in world.store.steps:
+        made = {planned.index for planned in step.samples}
+        assert not made or made == {grading.index for grading in step.gradings}
+    for name, decided in world.store.decided.items():
+        candidates = world.seen(name)
+        assert decided.reason in ("no_gain", "cap") and decided.agreement is not None
+        assert candidates[decided.winner].scores
+        assert all(c.scores for c in candidates if c.gradable)
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(seed=st.integers(0, 10**9), lists=st.booleans())
+def test_a_life_that_ends_anywhere_is_continued_by_the_same_steps(seed: int, lists: bool) -> None:
+    template = LISTWISE_TEMPLATE if lists else POINTWISE
+    of = adaptive(grading_template=template, consensus="off", audit_share=0.0)
+    calm = begun(policy(of), PATHS[:6], learning=False).finish()
+    rng = random.Random(seed)
+    world = begun(policy(of), PATHS[:6], seed, learning=False)
+    for life in range(4):
+        for _ in range(rng.randint(1, 150)):
+            if not world.finished:
+                world.step()
+        if life == 0:
+            world.commit(len(world.facts))  # all files are known
+        world = world.resumed(seed + life)
+        world.open([])
+    world.finish()
+    assert world.results() == calm.results()
+    for one, other in ((world, calm), (calm, world)):
+        steps = {(s.image, s.round, s.samples, s.gradings) for s in one.store.steps}
+        assert steps == {(s.image, s.round, s.samples, s.gradings) for s in other.store.steps}
