@@ -102,18 +102,26 @@ def paid(tokens: tuple[int, ...], prices: str) -> float:
     return sum(t * p for t, p in zip(tokens, PRICES[prices], strict=True)) / 1000
 
 
+def settings_of_learning(plan: str) -> dict[str, str] | None:
+    """What a plan that learns sets, `gain-N` a `min_gain` of N; None for any other plan."""
+    kind, _, gain = plan.partition("-")
+    return {"MIN_GAIN": gain} if kind == "gain" and gain else LEARNING.get(plan)
+
+
 def plan_settings(plan: str, ranges: dict[str, Any], prompts: list[str]) -> dict[str, str]:
     """Environment of a plan. Raises SystemExit for one that is none."""
     kind, _, count = plan.partition("-")
     found = {f"{n.upper()}_RANGE": values for n, values in ranges_of(ranges).items()}
-    if plan in LEARNING:
-        found |= {"STRATEGY": "adaptive", **LEARNING[plan]}
+    learning = settings_of_learning(plan)
+    if learning is not None:
+        found |= {"STRATEGY": "adaptive", **learning}
     elif plan == "grid":
         found["STRATEGY"] = "grid"
     elif kind in ("random", "fixed") and count.isdecimal():
         found |= {"STRATEGY": "random", "CANDIDATES": count}
     else:
-        raise SystemExit(f"{plan}: none of random-N, fixed-N, grid, {', '.join(LEARNING)}")
+        words = ", ".join(("random-N, fixed-N, gain-N, grid", *LEARNING))
+        raise SystemExit(f"{plan}: none of {words}")
     settings = {f"RSD_SAMPLING_{name}": value for name, value in found.items()}
     if kind == "fixed":  # one way of asking: the first prompt at the middle of each range
         for name, values in ranges_of(ranges).items():
@@ -236,10 +244,10 @@ def cases(args: argparse.Namespace) -> Iterator[Case]:
     """Every run that is needed, the original first of its kind."""
     plans = [ORIGINAL, *(plan for plan in args.plans if plan != ORIGINAL)]
     for grading, in_flight, plan in itertools.product(args.gradings, args.in_flight, plans):
-        learns = plan in LEARNING
-        if in_flight != args.in_flight[0] and not learns and plan != ORIGINAL:
+        learned = settings_of_learning(plan) is not None
+        if in_flight != args.in_flight[0] and not learned and plan != ORIGINAL:
             continue
-        for prices in args.prices if learns else args.prices[:1]:
+        for prices in args.prices if learned else args.prices[:1]:
             yield Case(
                 plan=plan, listwise=grading == "listwise", prices=prices, in_flight=in_flight
             )
@@ -265,21 +273,21 @@ def rows(found: dict[Case, Outcome], scene: Scene, args: argparse.Namespace) -> 
     """The table, one row for each run and price."""
     made = []
     for case, outcome in found.items():
-        learns = case.plan in LEARNING
+        learned = settings_of_learning(case.plan) is not None
         same = functools.partial(
             Case, listwise=case.listwise, prices=args.prices[0], in_flight=case.in_flight
         )
         original = found[same(plan=ORIGINAL)]
         per_candidate = 1000 * outcome.hub / outcome.candidates
         random = 1000 * original.hub / original.candidates
-        for prices in [case.prices] if learns else args.prices:
+        for prices in [case.prices] if learned else args.prices:
             curve = [
                 (o.cost(prices), o.mean())
                 for c, o in found.items()
                 if c.plan.startswith("random-") and c.listwise == case.listwise
                 if c.in_flight == args.in_flight[0]
             ]
-            level = at_cost(curve, outcome.cost(prices)) if learns else None
+            level = at_cost(curve, outcome.cost(prices)) if learned else None
             count = len(outcome.quality)
             kind = "listwise" if case.listwise else "pointwise"
             once = original.cost_once(prices, scene, case.listwise)
@@ -311,7 +319,7 @@ def parse() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("scenario", type=Path, help="the folder that scenarios.py has written")
-    add("--plans", nargs="+", default=list(PLANS), help="random-N, fixed-N, grid, or what learns")
+    add("--plans", nargs="+", default=list(PLANS), help="random-N, fixed-N, grid, gain-N, off, ...")
     gradings = ("pointwise", "listwise")
     add("--gradings", nargs="+", choices=gradings, default=list(gradings))
     add("--prices", nargs="+", choices=PRICES, default=list(PRICES))
