@@ -8,7 +8,7 @@ from hashlib import blake2b
 import msgspec
 
 from rsd.hub.brain.events import Action, Assign, Policy
-from rsd.protocol.facts import Fact, ImageDecided
+from rsd.protocol.facts import ConfigStored, Fact, ImageDecided, ImageStarted, RecipeChanged
 from rsd.protocol.learned import Learned, learned_key, nothing_learned
 from rsd.protocol.tasks import Completion, Generate, Generated, GradeCandidates
 from rsd.protocol.vocabulary import Recipe, Stats
@@ -68,6 +68,8 @@ class AdaptiveWorld(World):
     ) -> None:
         self.learning = learning
         self.learned: dict[str, Learned] = {}
+        self.recipes: dict[str, Recipe] = {}
+        self.configs: dict[str, str] = {}  #: image -> fingerprint of its recipe
         super().__init__(rng, policy_, trouble, kills)
 
     def act(self, action: Action) -> None:
@@ -103,17 +105,23 @@ class AdaptiveWorld(World):
         for seq, fact in self.facts[:count]:
             self.store.apply(fact)
             self.store.seq = seq
-            if self.learning:
-                changed |= self._learn(fact)
+            changed |= self._learn(fact)
         del self.facts[:count]
         stats = Stats(backlog_high=len(self.store.queue))
         learned = tuple(self.learned[key] for key in sorted(changed))
         self.think(Committed(seq=self.store.seq, stats=stats, learned=learned))
 
     def _learn(self, fact: Fact) -> set[str]:
-        used = self.policy.recipe
-        if not isinstance(fact, ImageDecided) or used.strategy != "adaptive":
+        match fact:
+            case ConfigStored(recipe=stored):
+                self.recipes[stored.fingerprint] = stored
+            case (
+                ImageStarted(image=image, config=config) | RecipeChanged(image=image, config=config)
+            ):
+                self.configs[image] = config
+        if not isinstance(fact, ImageDecided) or not self.learning:
             return set()
+        used = self.recipes[self.configs[fact.image]]
         key = learned_key(used)
         lesson = Lesson(
             recipe=used,
@@ -167,6 +175,7 @@ class AdaptiveWorld(World):
             random.Random(seed), self.policy, self.trouble, self.kills, self.learning
         )
         world.store, world.learned = store, self.learned
+        world.recipes, world.configs = self.recipes, self.configs
         for image, started in begun.items():
             if image not in store.decided and image not in store.aside:
                 history = store.history(image, started.info)

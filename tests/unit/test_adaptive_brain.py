@@ -205,7 +205,7 @@ def test_a_retry_makes_more_candidates_and_buys_one_more_grade_at_least() -> Non
     first.store.retry(PATHS[0])
     first.store.allotments[image] = 2
     second = AdaptiveWorld(random.Random(5), policy(with_recipe))
-    second.store = first.store
+    second.store, second.recipes = first.store, first.recipes
     second.open([])
     second.finish()
     assert image in second.store.decided
@@ -219,7 +219,7 @@ def test_a_retry_makes_more_candidates_and_buys_one_more_grade_at_least() -> Non
 def test_another_grader_in_the_middle_mixes_no_grades(template: str) -> None:
     before = adaptive(grading_template=template)
     after = adaptive(grading_template=template, grader_model="o5")
-    world = begun(policy(before), PATHS, learning=False)
+    world = begun(policy(before), PATHS)
     while not world.store.grades:
         world.step()
     active = set(world.brain.rounds.images)
@@ -234,6 +234,12 @@ def test_another_grader_in_the_middle_mixes_no_grades(template: str) -> None:
         ]
         scores = [g.score for g in own if g.rubric == after.rubric]
         assert scores and decided.score == sum(scores) / len(scores)
+    images = [
+        world.learned[key].images
+        for key in map(learned_key, (before, after))
+        if key in world.learned
+    ]
+    assert sum(images) == len(PATHS) and images[-1] >= len(active)
 
 
 def test_prices_say_how_many_candidates_a_grade_is_worth() -> None:
@@ -246,3 +252,56 @@ def test_prices_say_how_many_candidates_a_grade_is_worth() -> None:
         return len(world.store.steps[0].samples)
 
     assert first_round(0.01, 1.0) == 16 > first_round(1.0, 0.1) == 3
+
+
+def test_prompts_and_ranges_change_in_mid_run() -> None:
+    before = adaptive(audit_share=0.2)
+    renamed = {"p1": "one", "px": "two"}  # one text is another prompt's, one has another name
+    after = adaptive(audit_share=0.2, prompts=renamed, temperatures=(0.0, 0.7), top_ps=(0.5,))
+    world = begun(policy(before), PATHS)
+    while len(world.store.decided) < 3:
+        world.step()
+    world.policy = policy(after)
+    world.think(events.PolicyChanged(policy=world.policy))
+    world.finish()
+    assert len(world.store.decided) == len(PATHS) and learned_key(before) == learned_key(after)
+    record = world.learned[learned_key(after)]
+    assert record.images == len(PATHS)
+    factors = Counter(level.factor for level in record.levels)
+    assert factors == {"prompt": 4, "temperature": 4, "top_p": 3, "top_k": 2}
+
+
+ONE_ARM: dict[str, object] = {
+    **{"prompts": {"p1": "one"}, "temperatures": (0.0,), "top_ps": (1.0,), "top_ks": (-1,)}
+}
+
+
+@TEMPLATES
+@pytest.mark.parametrize("consensus", ["on", "off"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"candidates_max": 1},
+        {"grades_max": 1},
+        {"candidates_max": 1, "grades_max": 1},
+        ONE_ARM,
+        {**ONE_ARM, "audit_share": 1.0},
+        {**ONE_ARM, "temperatures": (1.0,)},
+        {"min_gain": 0.0, "score_threshold": 100.0},
+        {"min_gain": 1e6},
+        {"effort": "maximal", "min_gain": 0.5, "candidates_max": 108, "grades_max": 24},
+        {"list_size": 2, "audit_share": 1.0},
+    ],
+    ids=lambda changes: "-".join(changes),
+)
+def test_odd_settings_end_with_a_result(
+    template: str, consensus: str, changes: dict[str, object]
+) -> None:
+    odd = adaptive(**{"grading_template": template, "consensus": consensus} | changes)
+    world = begun(policy(odd), PATHS[:3]).finish()
+    assert len(world.store.decided) == 3
+    for image in world.store.decided:
+        seen = world.seen(image)
+        assert len(seen) <= odd.candidates_max
+        if consensus == "on" or "grades_max" in changes:  # else the preset's is not meant
+            assert sum(c.bought for c in seen) <= odd.grades_max
