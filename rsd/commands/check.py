@@ -16,13 +16,13 @@ from rich.console import Console
 from rich.markup import escape
 
 from rsd.commands import flags
+from rsd.commands.costs import print_costs
 from rsd.commands.isolated import isolated
 from rsd.commands.preflight import prepare_output
 from rsd.commands.status import status_of
 from rsd.errors import ErrorClass, StateError, UserError
 from rsd.hub.folder.stable import is_candidate, is_open_folder
 from rsd.hub.policy import configure_of, policy_of
-from rsd.pricing import money, prices_of
 from rsd.protocol.dialects import adapt, initial_dialect
 from rsd.protocol.tasks import (
     CandidateText,
@@ -90,8 +90,7 @@ def main(args: argparse.Namespace) -> int:
             for url in trial.urls(role):
                 for verdict, what, detail in trial.endpoint(role, url):
                     report(verdict, what, detail)
-        for text in trial.estimate(left):
-            out.print(f"      {escape(text)}", soft_wrap=True)
+        print_costs(out, settings, recipe, trial.spent, left)
     return 2 if wrong else 0
 
 
@@ -278,40 +277,6 @@ class Trial:
         self.spent[Role.GRADE] = graded.usage
         score = graded.grades[0].score
         return f"{_tokens(graded.usage)} in {graded.seconds:.1f} s; score {score:g}"
-
-    def estimate(self, count: int) -> list[str]:
-        """What an image and the folder will take, from the two calls that were measured."""
-        if set(self.spent) != set(Role):
-            return ["no estimate: a call failed"]
-        recipe = self.recipe
-        draws = recipe.candidates
-        lists = -(-draws // recipe.list_size) if recipe.listwise else draws
-        grades = lists * recipe.repeats
-        made, graded = self.spent[Role.GENERATE], self.spent[Role.GRADE]
-        tokens = {
-            "generator_input": draws * made.input_tokens,
-            "generator_output": draws * made.output_tokens,
-            "grader_input": grades * graded.input_tokens,
-            "grader_output": grades * graded.output_tokens,
-        }
-        calls = f"{draws} candidates and {grades} grading calls"
-        text = ", ".join(f"{n.replace('_', ' ')} {v}" for n, v in tokens.items())
-        lines = [f"an image takes {calls}; about {text} tokens"]
-        of_an_image = {
-            Role.GENERATE: Usage(
-                input_tokens=tokens["generator_input"], output_tokens=tokens["generator_output"]
-            ),
-            Role.GRADE: Usage(
-                input_tokens=tokens["grader_input"], output_tokens=tokens["grader_output"]
-            ),
-        }
-        cost = money(of_an_image, prices_of(self.settings.prices))
-        if cost is not None:
-            lines.append(f"that costs about {cost:.4f}; {count} images {cost * count:.2f}")
-        else:
-            total = sum(tokens.values()) * count
-            lines.append(f"{count} images: about {total} tokens (set [prices] for money)")
-        return lines
 
 
 class _Here(SimpleNamespace):

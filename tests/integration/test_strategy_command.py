@@ -213,6 +213,22 @@ def test_flags_that_do_not_go_together(tmp_path: Path) -> None:
     assert "is not what" in one_line(command(tmp_path, "strategy", "--from", str(file)))
 
 
+def test_check_tells_what_every_preset_costs(simulator: Make, daemon: MakeDaemon) -> None:
+    sim = simulator()
+    d = daemon(sim, RSD_SAMPLING_EFFORT="economy", **ADAPTIVE)
+    draw(d.images / "a.png", 1)
+    done = subprocess.run(
+        d.command("check"), cwd=HOME, env=d._env, capture_output=True, text=True, check=False
+    )
+    text = words(done)
+    for effort in ("economy", "balanced", "thorough", "maximal"):
+        assert re.search(rf"^ +{effort} +\d+\.\d ", text, re.MULTILINE), text
+    assert re.search(r"^ +economy .*k\* ", text, re.MULTILINE), "it is in force, pointwise"
+    assert "no prices are set: a token of the generator counts 0.1" in text
+    assert re.search(r"\* is in force: 1 images? takes? about \d+\.\dk", text)
+    assert sim.stats()["grader"]["calls"]["distinct"] == 1
+
+
 def test_another_strategy_teaches_nothing(simulator: Make, daemon: MakeDaemon) -> None:
     sim = simulator()
     d = daemon(sim, "--candidates", "1")
