@@ -25,7 +25,8 @@ LEGEND: Final = (
     f"Ranges hold the mean in 95 of 100 cases; ? is from fewer than {FEW}. An effect is in points "
     "beside the mean of its factor's values, from all images. Evenly: candidates whose arm was "
     "drawn uniformly and that were graded in any case. Scores are as graded: the best of several "
-    "owes some of its to luck. A cost of 1 is one candidate that is made and graded alone."
+    "owes some of it to luck. A cost of 1 is one candidate that is made and graded alone; as "
+    "elsewhere: what an effort has taken of other pictures."
 )
 
 

@@ -25,8 +25,10 @@ from rsd.strategy.estimates import (
     ratio,
     share_of,
 )
+from rsd.strategy.expected import takes
 from rsd.strategy.linalg import unpack
 from rsd.strategy.model import PRIOR_WEIGHTS, PRIOR_WEIGHTS_SD
+from rsd.strategy.presets import PRESETS
 from rsd.strategy.prices import prices_of_calls
 from rsd.strategy.ranking import (
     Cell,
@@ -209,7 +211,9 @@ def _plans(
     curve: Sequence[CurvePoint],
     spending: Spending,
 ) -> tuple[Plan, ...]:
-    """What is known of ways to spend: without a grader, all of k graded, and what was done here."""
+    """What is known of ways to spend: without a grader, all of k graded, what was done here, and
+    what each effort takes of other pictures, without a score.
+    """
     found = []
     if setting is not None:
         name = "best setting, ungraded"
@@ -222,6 +226,12 @@ def _plans(
         score = Estimate(mean=spending.winner_score, n=learned.images, few=learned.images < FEW)
         name, made, given = "adaptive, as counted", spending.candidates, spending.grades
         found.append(_plan(name, made, given, prices, score, spending.accepted))
+    if prices is None:
+        return tuple(found)
+    for effort in PRESETS:
+        one = takes(effort, prices)
+        name = f"{effort}, as elsewhere"
+        found.append(_plan(name, one.candidates, one.grades, prices, Estimate(), Estimate()))
     return tuple(found)
 
 

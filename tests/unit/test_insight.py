@@ -24,6 +24,7 @@ from rsd.protocol.learned import (
 from rsd.protocol.vocabulary import POINTWISE, Recipe
 from rsd.strategy.base import CallPrices
 from rsd.strategy.estimates import mean_of, share_of, student
+from rsd.strategy.expected import takes
 from rsd.strategy.insight import StrategyDocument, document, insight, relative_cost
 from rsd.strategy.levels import levels_of
 from rsd.strategy.linalg import pack
@@ -313,6 +314,10 @@ def test_plans_have_a_price_in_candidates_that_are_made_and_graded() -> None:
     assert found["best of 6, drawn evenly"].cost == pytest.approx(6.0)
     assert found["best setting, ungraded"].cost == pytest.approx(0.1)
     assert all(p.cost is None for p in insight(learned, recipe()).plans)
+    elsewhere = found["thorough, as elsewhere"]
+    one = takes("thorough", prices)
+    assert (elsewhere.candidates, elsewhere.grades) == (one.candidates, one.grades)
+    assert elsewhere.score.mean is None and elsewhere.cost is not None
 
 
 # ----------------------------------------------------------------------- agreement, grader, spend
