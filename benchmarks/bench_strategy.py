@@ -128,8 +128,6 @@ def main() -> None:
         memory = Memory(Solved())
         next_step(state(seen, record), memory)
         records = [learn(record, lesson(candidates(16, 3))) for _ in range(12)]
-        for made in records[-12:]:  # solved for another image already
-            next_step(state((), made), Memory(memory.solved))
 
         def changed(
             seen: tuple[Seen, ...] = seen,

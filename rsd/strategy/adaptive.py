@@ -12,7 +12,7 @@ from math import exp, fsum, sqrt
 from typing import Final
 
 from rsd.protocol.learned import AUDIT_CANDIDATES, Learned
-from rsd.protocol.vocabulary import Recipe
+from rsd.protocol.vocabulary import Arm, Recipe
 from rsd.strategy import plain
 from rsd.strategy.arms import Arms, Effects, explores, spread_of, together
 from rsd.strategy.base import Buy, CallPrices, ImageState, Step, Stop
@@ -96,32 +96,46 @@ def is_audit(recipe: Recipe, sha256: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Knowledge:
-    """A record of what was learned, solved for a recipe."""
+    """A record of what was learned, solved for a recipe, each part when it is asked for: a step
+    that grades needs no effects, and these take longest.
+    """
 
-    arms: Arms
-    effects: Effects
-    consensus: Consensus
+    recipe: Recipe
+    learned: Learned | None  #: None: nothing yet
+    solved: Solved
 
+    def consensus(self) -> Consensus:
+        """What agreement says."""
+        record = self._record()
+        return self.solved.get(
+            self.learned,
+            "consensus",
+            lambda: Consensus.of(record.consensus, record.repeat_sum / record.repeat_count),
+        )
 
-def knowledge(recipe: Recipe, learned: Learned | None, solved: Solved) -> Knowledge:
-    """From the record, or from nothing."""
-    about = (
-        "adaptive",
-        tuple(recipe.prompts.items()),
-        (recipe.temperatures, recipe.top_ps, recipe.top_ks),
-        (recipe.min_p, recipe.repetition_penalty),
-    )
-    return solved.get(learned, about, lambda: _solve(recipe, learned))
+    def arms(self) -> Arms:
+        """Those of the recipe."""
+        recipe = self.recipe
+        about = ("arms", self._levels(), recipe.min_p, recipe.repetition_penalty)
+        return self.solved.get(None, about, lambda: Arms.of(recipe))
 
+    def effects(self) -> Effects:
+        """Of the recipe's levels."""
+        record = self._record()
+        sums = record.consensus
+        return self.solved.get(
+            self.learned,
+            ("effects", self._levels()),
+            lambda: Effects.of(sums.arms, record.levels, levels_of(self.recipe), spread_of(sums)),
+        )
 
-def _solve(recipe: Recipe, learned: Learned | None) -> Knowledge:
-    record = learned or Learned(key="", generator_model="", grader_model="", rubric="")
-    sums = record.consensus
-    return Knowledge(
-        arms=Arms.of(recipe),
-        effects=Effects.of(sums.arms, record.levels, levels_of(recipe), spread_of(sums)),
-        consensus=Consensus.of(sums, record.repeat_sum / record.repeat_count),
-    )
+    def _levels(self) -> tuple[object, ...]:
+        recipe = self.recipe
+        ranges = (recipe.temperatures, recipe.top_ps, recipe.top_ks)
+        return (tuple(recipe.prompts.items()), *ranges)
+
+    def _record(self) -> Learned:
+        return self.learned or Learned(key="", generator_model="", grader_model="", rubric="")
 
 
 class _Image:
@@ -133,8 +147,7 @@ class _Image:
         self.recipe = recipe
         self.prices = prices_for(state)
         self.preset: Preset = PRESETS.get(recipe.effort, PRESETS["balanced"])
-        known = knowledge(recipe, state.learned, memory.solved)
-        self.arms, self.effects = known.arms, known.effects
+        self.known = Knowledge(recipe, state.learned, memory.solved)
         self.candidates_max = recipe.candidates_max * state.allotment
         self.grades_max = recipe.grades_max * state.allotment
         self.threshold = recipe.score_threshold
@@ -142,7 +155,7 @@ class _Image:
         self.target = 101.0 if headroom is None else self.threshold + headroom
         # The price of a candidate with its part of a grading call.
         self.unit = max((self.prices.generate(3) + self.prices.grade(3)) / 3, NOTHING)
-        self.view = Outlook.of(state.candidates, known.consensus, memory)
+        self.view = Outlook.of(state.candidates, self.known.consensus(), memory)
         self.spent = sum(answer.bought for answer in self.view.answers)
 
     # ---- steps -------------------------------------------------------------------------------
@@ -178,7 +191,7 @@ class _Image:
         """All candidates uniform, each text graded once."""
         state, view = self.state, self.view
         if state.planned == 0:
-            arms = self.arms.uniform(AUDIT_CANDIDATES, (), self._dice("audit arms"))
+            arms = self.known.arms().uniform(AUDIT_CANDIDATES, (), self._dice("audit arms"))
             return Buy(samples=tuple((arm, True) for arm in together(arms)))
         if not view.answers:
             return Stop(None, 0.0, "no_candidate")
@@ -194,10 +207,8 @@ class _Image:
         count = min(self._first(), self.candidates_max)
         if not explores(self.recipe, self.state.sha256):
             return self._generate(count)
-        first = self.arms.uniform(1, (), self._dice("uniform"))
-        others = self.arms.promising(
-            self.effects, self.preset.soft, count - 1, first, self._dice("arms")
-        )
+        first = self.known.arms().uniform(1, (), self._dice("uniform"))
+        others = self._promising(count - 1, first)
         arms = together([*first, *others])
         return Buy(samples=tuple((arm, i == 0) for i, arm in enumerate(arms)))
 
@@ -239,10 +250,12 @@ class _Image:
         """So many more candidates, none graded; None when no arm is left, or none is wanted."""
         if count <= 0:
             return None
-        taken = [c.arm for c in self.state.candidates]
-        dice = self._dice("arms")
-        arms = self.arms.promising(self.effects, self.preset.soft, count, taken, dice)
+        arms = self._promising(count, [c.arm for c in self.state.candidates])
         return Buy(samples=tuple((arm, False) for arm in arms)) if arms else None
+
+    def _promising(self, count: int, taken: list[Arm]) -> list[Arm]:
+        effects, softness = self.known.effects(), self.preset.soft
+        return self.known.arms().promising(effects, softness, count, taken, self._dice("arms"))
 
     def _grade(self, indices: list[int]) -> Buy:
         """One more grade of each, in an order that tells the grader nothing."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rsd.protocol.learned import AUDIT_CANDIDATES, nothing_learned
+from rsd.protocol.learned import AUDIT_CANDIDATES, Learned, nothing_learned
 from rsd.protocol.vocabulary import Arm, Role, TokenPrices
 from rsd.strategy.adaptive import (
     FIRST_MAX,
@@ -22,7 +23,7 @@ from rsd.strategy.arms import EXPLORE_SHARE, explores
 from rsd.strategy.base import Buy, CallPrices, Stop
 from rsd.strategy.choose import first_round
 from rsd.strategy.learn import learn
-from rsd.strategy.memory import Memory
+from rsd.strategy.memory import SOLVED_MAX, Memory, Solved
 from rsd.strategy.prices import prices_of_calls
 from tests.unit.stream import (
     LISTWISE,
@@ -212,6 +213,19 @@ def test_equal_states_give_equal_steps_whatever_is_remembered(seed: int, share: 
             return
         played.take(step)
     raise AssertionError("no end")
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    solved, made = Solved(), []
+    records = [stored(images) for images in range(SOLVED_MAX + 4)]
+    for record in (*records, records[-1], records[0]):
+        solved.get(record, "images", lambda record=record: made.append(record.images))  # type: ignore[misc]
+    assert made == [*range(SOLVED_MAX + 4), 0]  # the newest was kept, the oldest was not
+
+
+def stored(images: int) -> Learned:
+    """A record of so many images."""
+    return msgspec.structs.replace(nothing_learned(adaptive()), images=images)
 
 
 def test_the_kept_candidate_is_better_than_a_random_one_and_grades_are_few() -> None:
