@@ -68,7 +68,10 @@ def test_json_holds_the_sums_and_the_figures(learned: Daemon) -> None:
     (record,) = document["records"]
     insight, sums = record["insight"], record["learned"]
     assert sums["images"] == insight["images"] == IMAGES
-    graded = sum(len(c["grades"]) for r in learned.results().values() for c in r["all_candidates"])
+    shown = [c for r in learned.results().values() for c in r["all_candidates"]]
+    graded = sum(
+        len(c["grades"]) for c in shown if c["same_as"] is None
+    )  # a copy's are not its own
     assert sums["counted"]["grades"] == graded
     assert insight["spending"]["saved"] == sums["counted"]["gradable"] - graded
     assert insight["setting"]["request"]["temperature"] in (0.7, 1.0)
@@ -84,7 +87,9 @@ def test_a_file_for_the_next_run_is_the_same_document(learned: Daemon, tmp_path:
     assert said == f"what 6 images have taught is in {file}; " + (
         f"`strategy --from {file}` takes it along\n"
     )
-    assert json.loads(file.read_text()) == json.loads(words(learned.run("strategy", "--json")))
+    document = json.loads(words(learned.run("strategy", "--json")))
+    assert json.loads(file.read_text()) == document
+    assert json.loads((learned.output / "strategy.json").read_text()) == document
     nowhere = learned.run("strategy", "--export", str(tmp_path / "no" / "file.json"))
     assert one_line(nowhere).endswith("no/file.json: No such file or directory")
 
