@@ -122,16 +122,23 @@ def learned_of(settings: Settings, recipe: Recipe) -> Learned | None:
     if not (state / "lmdb" / "data.mdb").exists():
         return None
     try:
-        found = isolated(_learned, state, learned_key(recipe))
+        found = isolated(_learned, state, recipe)
     except StateError:
         return None  # which `check` has said already
     return msgspec.json.decode(found, type=Learned | None)
 
 
-def _learned(state: Path, key: str) -> bytes:
+def _learned(state: Path, recipe: Recipe) -> bytes:
+    """The record of the recipe; of the model that most was learned of when it names none."""
     with Store(state / "lmdb", readonly=True).reading() as txn:
-        found = [one for one in lessons.records(txn) if one.key == key]
-    return msgspec.json.encode(found[0] if found else None)
+        records = lessons.records(txn)
+    found = [
+        one
+        for one in records
+        if one.key == learned_key(recipe)
+        or (not recipe.generator_model and one.rubric == recipe.rubric)
+    ]
+    return msgspec.json.encode(max(found, key=lambda one: one.images, default=None))
 
 
 def measured(recipe: Recipe, spent: Mapping[Role, Usage]) -> Learned:

@@ -101,7 +101,9 @@ def recipes_here(args: argparse.Namespace, state: Path, name: str) -> list[Recip
 def _recipes(state: Path) -> bytes:
     with Store(state / "lmdb", readonly=True).reading() as txn:
         known = [decode(Recipe, value) for _, value in txn.scan("configs")]
-    return msgspec.json.encode(list({learned_key(recipe): recipe for recipe in known}.values()))
+    named = {r.rubric for r in known if r.generator_model}  # the others got a server's name since
+    kept = [r for r in known if r.generator_model or r.rubric not in named]
+    return msgspec.json.encode(list({learned_key(recipe): recipe for recipe in kept}.values()))
 
 
 def fitting(

@@ -75,7 +75,9 @@ class ImageStarted(Struct, frozen=True, kw_only=True, tag_field="kind", tag="sta
 
 
 class RecipeChanged(Struct, frozen=True, kw_only=True, tag_field="kind", tag="recipe_changed"):
-    """An active image goes on with another grader: its recipe is this one from now on."""
+    """An active image goes on with another grader, or with the name of its generator: its recipe is
+    this one from now on.
+    """
 
     image: ImageId
     config: str  #: fingerprint of a stored recipe

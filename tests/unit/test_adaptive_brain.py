@@ -17,7 +17,7 @@ from rsd.protocol.vocabulary import CallError, Role, Stats, TokenPrices
 from rsd.strategy.adaptive import is_audit
 from rsd.strategy.arms import explores
 from tests.unit.adaptive_world import LISTWISE, POINTWISE, AdaptiveWorld, adaptive, begun, lot
-from tests.unit.world import policy, transient
+from tests.unit.world import policy, role_policy, transient
 
 PATHS = [b"%d.png" % k for k in range(16)]
 TEMPLATES = pytest.mark.parametrize("template", [POINTWISE, LISTWISE], ids=["pointwise", "lists"])
@@ -305,3 +305,16 @@ def test_odd_settings_end_with_a_result(
         assert len(seen) <= odd.candidates_max
         if consensus == "on" or "grades_max" in changes:  # else the preset's is not meant
             assert sum(c.bought for c in seen) <= odd.grades_max
+
+
+def test_what_is_learned_is_learned_of_the_model_that_the_server_names() -> None:
+    unnamed = adaptive(generator_model="")
+    roles = {
+        Role.GENERATE: role_policy(("http://g/v1",), ""),
+        Role.GRADE: role_policy(("http://j/v1",), "o4-mini"),
+    }
+    world = begun(policy(unnamed, roles=roles), PATHS[:8]).finish()
+    named = adaptive(generator_model="served", grader_model=unnamed.grader_model)
+    assert set(world.learned) == {learned_key(named)}
+    assert world.brain.rounds.learned[learned_key(named)].images == 8
+    assert all(world.recipes[config] == named for config in world.configs.values())

@@ -421,7 +421,8 @@ class World:
         if isinstance(task, Prepare):
             return Prepared(lease=lease, image=task.image, info=info_of(task.path))
         if isinstance(task, Probe):
-            return Probed(lease=lease, model=task.model, models=(task.model,))
+            model = task.model or "served"
+            return Probed(lease=lease, model=model, models=(model,))
         if isinstance(task, ProbeSampling):
             return SamplingProbed(lease=lease)
         if isinstance(task, ReadLoad):

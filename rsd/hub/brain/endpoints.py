@@ -78,6 +78,10 @@ class Endpoints:
         """Whether any endpoint of this role answers."""
         return any(e.usable for e in self.of(role))
 
+    def served(self, role: Role) -> str:
+        """The model of a role as its servers name it; "" as long as none has answered."""
+        return next((e.model for e in self.of(role) if e.model), "")
+
     def unknown(self, role: Role) -> bool:
         """Whether any endpoint of this role has neither answered nor failed yet."""
         return any(e.state == UNKNOWN for e in self.of(role))

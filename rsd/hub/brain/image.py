@@ -159,6 +159,11 @@ class ActiveImage:
         self.recipe, self.config, self.rubric = recipe, recipe.fingerprint, recipe.rubric
         return changed
 
+    def generate_with(self, model: str) -> None:
+        """The server has named its model, where the recipe names none."""
+        self.recipe = msgspec.structs.replace(self.recipe, generator_model=model)
+        self.config = self.recipe.fingerprint
+
     def unpark_grading(self) -> None:
         """Forget the grading calls that wait for the picture."""
         for calls in self.parked.values():

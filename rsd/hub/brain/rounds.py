@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 
+import msgspec
+
 from rsd.hub.brain.dispatch import Dispatcher
 from rsd.hub.brain.events import Forget, Policy
 from rsd.hub.brain.image import ActiveImage, requests_per_image
@@ -47,7 +49,9 @@ class Rounds:
         #: Withdrawn while calls were under way: their answers are paid for and still stored.
         self.departed: dict[ImageId, ActiveImage] = {}
         self._wants_step: deque[ImageId] = deque()  # images at a barrier
-        self._held_back: deque[ImageId] = deque()  # they want a round, but the graders are behind
+        self._held_back: deque[ImageId] = (
+            deque()
+        )  # they want a round, but the graders are behind, or no server has named its model
         self._steps: deque[tuple[int, StepChosen]] = deque()  # chosen, not yet durable
         self._steps_of_grades = 0  # those of them that make no candidate
         self.learned: dict[str, Learned] = {}  #: newest record by its key
@@ -69,7 +73,7 @@ class Rounds:
             del self.learned[next(iter(self.learned))]
         if self.policy.recipe.strategy != "adaptive":
             return False
-        mine = self.learned.get(learned_key(self.policy.recipe))
+        mine = self._record(self.policy.recipe)
         return mine is not None and mine.images >= self._estimated_at + ESTIMATE_EVERY
 
     def requests_per_image(self) -> int:
@@ -198,6 +202,9 @@ class Rounds:
             image.choosing = False
             self._resume_grading(image)
             return
+        if not self._named(image):
+            self._held_back.append(image.image)
+            return
         step = self._ask(image)
         if isinstance(step, Stop):
             self._decide(image, step)
@@ -206,6 +213,19 @@ class Rounds:
         else:
             self._choose(image.plan_step(step))
 
+    def _named(self, image: ActiveImage) -> bool:
+        """Whether it is known which model makes the candidates: what is learned is learned of that
+        one, also when the settings leave its name to the server.
+        """
+        if not image.learns or image.recipe.generator_model:
+            return True
+        served = self.dispatch.endpoints.served(Role.GENERATE)
+        if served:
+            image.generate_with(served)
+            self.store_recipe(image.recipe)
+            self.turn.persist(RecipeChanged(image=image.image, config=image.config))
+        return bool(served)
+
     def _ask(self, image: ActiveImage) -> Step:
         if not image.learns:
             return next_step(image.state(), None)
@@ -213,9 +233,15 @@ class Rounds:
             image.memory = Memory(solved=self.solved)
         return next_step(image.state(*self._known(image.recipe)), image.memory)
 
+    def _record(self, recipe: Recipe) -> Learned | None:
+        if not recipe.generator_model:
+            served = self.dispatch.endpoints.served(Role.GENERATE)
+            recipe = msgspec.structs.replace(recipe, generator_model=served)
+        return self.learned.get(learned_key(recipe))
+
     def _known(self, recipe: Recipe) -> tuple[Learned | None, CallPrices]:
         """What was learned, and what calls cost by that."""
-        learned = self.learned.get(learned_key(recipe))
+        learned = self._record(recipe)
         return learned, prices_of_calls(recipe, learned, self.policy.prices)
 
     def _graders_behind(self) -> bool:
