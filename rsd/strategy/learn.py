@@ -84,11 +84,15 @@ def _with_levels(learned: Learned, levels: tuple[Level, ...]) -> Learned:
     if before == levels:
         return learned
     consensus, plain = learned.consensus, learned.plain
+    known = {level.name for level in levels if level.factor == "temperature"}
+    temperatures = {name: sums for name, sums in plain.temperatures.items() if name in known}
     return msgspec.structs.replace(
         learned,
         levels=levels,
         consensus=msgspec.structs.replace(consensus, arms=regrown(consensus.arms, before, levels)),
-        plain=msgspec.structs.replace(plain, arms=regrown(plain.arms, before, levels)),
+        plain=msgspec.structs.replace(
+            plain, arms=regrown(plain.arms, before, levels), temperatures=temperatures
+        ),
     )
 
 
