@@ -132,8 +132,11 @@ def grader_words(grader: GraderInsight) -> str:
     text = f"one grade is off by {grader.repeatability:.1f} points ({guess})"
     if grader.second_change is not None:
         text += f"; the second is {grader.second_change:+.1f} points beside the first"
-    text += f"; best two tied in {percent(grader.tied)} of the images"
-    return text + f"; {percent(grader.fives)} of the scores are multiples of five"
+    if grader.tied.n:
+        text += f"; best two tied in {percent(grader.tied)} of the images"
+    if grader.fives.n:
+        text += f"; {percent(grader.fives)} of the scores are multiples of five"
+    return text
 
 
 def signal_words(signal: Signal) -> str:
