@@ -120,8 +120,12 @@ def fitting(
     why = ""
     for recipe in recipes:
         for record in records:
+            here = recipe
+            if not recipe.generator_model:
+                # The server will name its model; if it is another one, nobody asks for this prior.
+                here = msgspec.structs.replace(recipe, generator_model=record.generator_model)
             try:
-                found.append((prior_of(record, recipe, levels_only=levels_only), record))
+                found.append((prior_of(record, here, levels_only=levels_only), record))
             except UserError as e:
                 why = why or str(e)
     if not found:

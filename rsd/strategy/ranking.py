@@ -36,8 +36,8 @@ class LevelInsight(Struct, frozen=True, kw_only=True):
     best: bool  #: of the values in use, the one with the highest effect
     #: Points above the mean of the factor's values in use, from all images (n). Shrunk to 0.
     effect: Estimate
-    #: Mean first score of candidates that were drawn uniformly and graded in any case: unbiased. The
-    #: interval takes those of one audit image for independent.
+    #: Mean first score of candidates that were drawn uniformly and graded in any case: unbiased.
+    #: The interval takes those of one audit image for independent.
     uniform: Estimate
 
 

@@ -122,10 +122,8 @@ def test_the_next_run_begins_with_it(
     grading = {"RSD_GRADING_API": "http://127.0.0.1:9/v1"}
     d._env |= grading  # of the settings as a whole, which tell the models of a state without images
     said = words(d.run("strategy", "--from", file))
-    assert said == (
-        "what 6 images have taught counts as 6 for the only model served and o4-mini at the next "
-        "run\n"
-    )
+    what = "what 6 images have taught counts as 6 for simulated-vlm and o4-mini"
+    assert said == f"{what} at the next run\n"
     text = words(d.run("strategy"))
     assert "another run's, which weigh as 6" in text
     assert "no image has been decided yet" in text
