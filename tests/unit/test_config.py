@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rsd.errors import UserError
@@ -69,7 +69,6 @@ def test_a_flag_that_was_not_given_changes_nothing() -> None:
     assert load({"sampling.seed": None}, environ={"RSD_SAMPLING_SEED": "7"}).sampling.seed == 7
 
 
-@settings(deadline=None)  # a loaded machine is no failure
 @given(
     seed=st.integers(0, 2**60),
     threshold=st.floats(0, 100),
