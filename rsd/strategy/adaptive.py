@@ -62,13 +62,14 @@ def next_step(state: ImageState, memory: Memory | None = None) -> Step:
 
 
 def _voting(state: ImageState) -> bool:
-    """Whether candidates vote here. What calls cost may change within an image: one whose answers
-    wait for a grade goes on with votes, or all of them would be graded.
+    """Whether candidates vote here. What calls cost may change within an image: one of which more
+    answers wait for a grade than a round without votes has goes on with them, or all would be
+    graded.
     """
     if votes(state.recipe, prices_for(state)):
         return True
-    waiting = any(c.gradable and not c.bought for c in state.candidates)
-    return state.recipe.consensus == "auto" and waiting
+    waiting = sum(c.gradable and not c.bought for c in state.candidates)
+    return state.recipe.consensus == "auto" and waiting > plain.LATER
 
 
 def prices_for(state: ImageState) -> CallPrices:

@@ -1,10 +1,11 @@
 """Which candidates and grades are worth their price when candidates do not vote. Pure.
 
-A round of candidates is generated and graded, all of it; the scores say how good the image's
-candidates are and how far the best of them can be believed. Then whatever promises the most points
-for its cost is bought: more candidates, or another grade of the best. Points are the rise of the
-best posterior mean up to a target, and a bonus for passing the threshold. Everything is computed
-anew from the image's state, so a restart continues as if nothing had happened.
+A round of candidates is generated, then each different text of it is graded. The scores say how
+good the image's candidates are and how far the best of them can be believed. Then whatever promises
+the most points for its cost is bought: more candidates, or another grade of the best. Points are
+the rise of the best posterior mean up to a target, and a bonus for passing the threshold.
+Everything is computed anew from the image's state, so a restart continues as if nothing had
+happened.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ class Planner:
         """See `next_step`."""
         ungraded = [(a.index, 1) for a in self.answers if a.bought == 0]
         ungraded = ungraded[: self._grades_left(len(ungraded))]
-        if ungraded:  # graded under another rubric, or made for candidates that vote
+        if ungraded:  # of the round before, or graded under another rubric
             return Buy(gradings=tuple(ungraded))
         posterior = self.posterior()
         lacking = self.limits.minimum - self.state.planned
@@ -196,9 +197,9 @@ class Planner:
     # -- more candidates -----------------------------------------------------------------------
 
     def generate(self, count: int, posterior: Posterior) -> Buy | None:
-        """A round of so many candidates with a grade each; None when no arm is left.
+        """A round of so many candidates; None when no arm is left.
 
-        What turns out as a visible failure is never shown to a grader, whatever is bought here.
+        Their grades are bought when their texts are known: equal ones share a grade.
         """
         state = self.state
         count = self._grades_left(count)
@@ -214,10 +215,8 @@ class Planner:
             if chosen is None:
                 break
             arms.append(chosen[0])
-        first = state.planned
         samples = tuple((arm, explore and k == 0) for k, arm in enumerate(together(arms)))
-        gradings = tuple((first + k, 1) for k in range(len(samples)))
-        return Buy(samples=samples, gradings=gradings) if samples else None
+        return Buy(samples=samples) if samples else None
 
     def best_arm(
         self, effects: Sequence[float], posterior: Posterior, greedy: set[str]
@@ -332,8 +331,8 @@ class Planner:
         """Rounds of grades alone so far, under the rubric in force."""
         again = sum(max(answer.bought - 1, 0) for answer in self.answers)
         made = self.state.planned
-        with_candidates = 1 + -(-max(made - FIRST, 0) // LATER)
-        return min(again, max(self.state.rounds - with_candidates, 0))
+        of_candidates = 1 + -(-max(made - FIRST, 0) // LATER)
+        return min(again, max(self.state.rounds - 2 * of_candidates, 0))  # made, then graded
 
 
 def _greedy(arms: Iterable[Arm]) -> set[str]:

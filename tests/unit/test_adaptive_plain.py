@@ -28,13 +28,20 @@ AUTO = msgspec.structs.replace(QUIET, consensus="auto")
 
 
 @pytest.mark.parametrize(
-    ("consensus", "prices", "graded_at_once"),
-    [("off", DEAR, 3), ("auto", CHEAP, 3), ("auto", DEAR, 0), ("on", CHEAP, 0)],
+    ("consensus", "prices", "votes"),
+    [("off", DEAR, False), ("auto", CHEAP, False), ("auto", DEAR, True), ("on", DEAR, True)],
 )
-def test_first_round(consensus: str, prices: CallPrices, graded_at_once: int) -> None:
+def test_first_round(consensus: str, prices: CallPrices, votes: bool) -> None:
     of = msgspec.structs.replace(QUIET, consensus=consensus)
     step = next_step(image(of=of, prices=prices, rounds=0))
-    assert isinstance(step, Buy) and len(step.gradings) == graded_at_once
+    assert isinstance(step, Buy) and not step.gradings
+    assert len(step.samples) == (16 if votes else plain.FIRST)
+
+
+def test_an_image_without_votes_stays_without_them_when_its_texts_are_there() -> None:
+    made = [seen(i, arm(i % 2, 0.5)) for i in range(plain.LATER)]
+    step = next_step(image(made, of=AUTO, prices=CHEAP))
+    assert isinstance(step, Buy) and len(step.gradings) == plain.LATER
 
 
 def test_an_image_that_began_with_votes_goes_on_with_them() -> None:
@@ -68,19 +75,18 @@ def test_both_models_learn_from_every_image() -> None:
 
 @pytest.mark.parametrize("template", [POINTWISE, LISTWISE_TEMPLATE], ids=["pointwise", "lists"])
 def test_through_the_brain(template: str) -> None:
-    """A round is generated and graded in one step; visible failures are shown to nobody."""
+    """Texts are seen before grades are bought: equal ones share theirs, failures get none."""
     of = adaptive(grading_template=template, consensus="off", audit_share=0.0)
     world = begun(policy(of), PATHS).finish()
     assert len(world.store.decided) == len(PATHS) and not world.store.aside
     assert set(world.calls.values()) == {1}, "a candidate was asked for twice"
-    for step in world.store.steps:
-        made = {planned.index for planned in step.samples}
-        assert not made or made == {grading.index for grading in step.gradings}
+    assert not any(step.samples and step.gradings for step in world.store.steps)
     for name, decided in world.store.decided.items():
         candidates = world.seen(name)
         assert decided.reason in ("no_gain", "cap") and decided.agreement is not None
         assert candidates[decided.winner].scores
-        assert all(c.scores for c in candidates if c.gradable)
+        texts = {c.text for c in candidates if c.gradable}
+        assert {c.text for c in candidates if c.scores} == texts
 
 
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
