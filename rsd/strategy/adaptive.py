@@ -21,15 +21,12 @@ from rsd.strategy.levels import levels_of
 from rsd.strategy.memory import Memory, Solved
 from rsd.strategy.model import Consensus, highest
 from rsd.strategy.outlook import Outlook
+from rsd.strategy.plain import IMAGE_FAILURES, TEXT_FAILURES
 from rsd.strategy.presets import PRESETS, Preset
 from rsd.strategy.prices import prices_of_calls
 
 #: Grades of one text: more say little that is new.
 TEXT_GRADES: Final = 4
-#: Gradings of a text without a grade after which it is left alone, ...
-TEXT_FAILURES: Final = 2
-#: ... and of an image without any grade, per allotment.
-IMAGE_FAILURES: Final = 4
 #: Candidates that a grade must cost before candidates vote: below, more grades are the better buy.
 VOTING_PRICE: Final = 5.0
 #: Most candidates of a first round whose size the prices choose.
@@ -184,9 +181,10 @@ class _Image:
         value, count = self._more()
         if max(gain, value) <= NOTHING:
             return self._stop("cap" if self._capped() else "no_gain")
-        if value > gain:
-            return self._generate(count) or self._stop("cap")
-        return self._grade(chosen) if chosen else self._stop("cap")
+        more = self._generate(count) if value > gain else None
+        if more is None and gain > NOTHING:  # the better buy, or no arm is left
+            return self._grade(chosen)
+        return more or self._stop("cap")
 
     def audit(self) -> Step:
         """All candidates uniform, each text graded once."""

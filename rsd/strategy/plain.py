@@ -34,6 +34,10 @@ CANDIDATES: Final = 24  #: most candidates of an image
 CANDIDATES_WHATEVER_IT_COSTS: Final = 48
 SPREAD_COUNTS: Final = 0.8  #: of a standard deviation: of several candidates the best is kept
 GRADES: Final = 4  #: most grades of one text
+#: Gradings of a text without a grade after which it is left alone, ...
+TEXT_FAILURES: Final = 2
+#: ... and of an image without any grade, per allotment.
+IMAGE_FAILURES: Final = 4
 REGRADINGS: Final = 3  #: most rounds of grades alone
 LEADERS: Final = 3  #: texts that may be graded again in one round
 NEAR: Final = 8.0  #: points around the threshold in which a winner is graded again
@@ -125,10 +129,21 @@ class Planner:
             )
             if made is not None:
                 return made
+        if self.answers and not posterior.answers:
+            return self._again_without_grades()
         worth, bought = self.best_purchase(posterior)
         if bought is not None and worth > 0.0 and worth >= self.limits.min_gain:
             return bought
         return self.verify(posterior) or self.stop(posterior)
+
+    def _again_without_grades(self) -> Step:
+        """No grading gave a grade: the same texts again, as far as that is worth a try. More
+        candidates would not be graded either.
+        """
+        room = IMAGE_FAILURES * self.state.allotment - self.grades
+        again = [(a.index, 1) for a in self.answers if a.bought < TEXT_FAILURES][: max(room, 0)]
+        again = again[: self._grades_left(len(again))]
+        return Buy(gradings=tuple(again)) if again else Stop(None, 0.0, "ungraded")
 
     def posterior(self) -> Posterior:
         """What the image's scores say."""

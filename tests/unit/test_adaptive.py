@@ -13,7 +13,6 @@ from rsd.protocol.learned import AUDIT_CANDIDATES, Learned, nothing_learned
 from rsd.protocol.vocabulary import Arm, Role, TokenPrices
 from rsd.strategy.adaptive import (
     FIRST_MAX,
-    IMAGE_FAILURES,
     TEXT_GRADES,
     is_audit,
     next_step,
@@ -24,6 +23,7 @@ from rsd.strategy.base import Buy, CallPrices, Stop
 from rsd.strategy.choose import first_round
 from rsd.strategy.learn import learn
 from rsd.strategy.memory import SOLVED_MAX, Memory, Solved
+from rsd.strategy.plain import IMAGE_FAILURES
 from rsd.strategy.prices import prices_of_calls
 from tests.unit.stream import (
     LISTWISE,
@@ -367,6 +367,25 @@ def test_odd_recipes_have_a_sensible_result(changes: dict[str, object], consensu
         assert stop.index is not None
         greedy = [c.arm.prompt_key for c in played.candidates if c.arm.params.temperature == 0]
         assert len(set(greedy)) == len(greedy)
+
+
+def test_grades_are_bought_where_no_arm_is_left() -> None:
+    """At temperature 0 a prompt answers once. More candidates seem worth more than grades, but
+    there are none.
+    """
+    grades = {}
+    for candidates_max in (3, 108):
+        cold = adaptive(
+            temperatures=(0.0,), effort="maximal", min_gain=0.01, candidates_max=candidates_max
+        )
+        played = [
+            image(recipe=cold, sha256=sha, model=noisy_reader(EDGES, 0.6, k), prices=LISTWISE)
+            for k, sha in enumerate(shas(8))
+        ]
+        assert all(one.play().index is not None for one in played)
+        assert all(len(one.candidates) == 3 for one in played)
+        grades[candidates_max] = sum(one.spent for one in played)
+    assert grades[108] >= grades[3] - 2  # their arms come in another order
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,19 @@ from rsd.strategy.base import Buy, CallPrices, Seen, Stop
 from rsd.strategy.levels import levels_of
 from rsd.strategy.memory import Memory
 from rsd.strategy.normal import cumulative, density, expected_gain, median
-from rsd.strategy.plain import GRADES, Planner, answers_of, next_step
+from rsd.strategy.plain import (
+    FIRST,
+    GRADES,
+    IMAGE_FAILURES,
+    LATER,
+    TEXT_FAILURES,
+    Planner,
+    answers_of,
+    next_step,
+)
 from rsd.strategy.plain_learn import learn_plain
 from tests.unit.plain_world import LISTWISE, SMALL, arm, image, lesson, nothing, play, seen
+from tests.unit.stream import POINTWISE
 from tests.unit.world import recipe
 
 
@@ -233,8 +243,27 @@ def test_what_has_no_grade_is_no_winner() -> None:
     few = msgspec.structs.replace(SMALL, candidates_max=2)
     failed = [seen(0, arm(0, 0.5), rejected=True, bought=1), seen(1, arm(0, 0.5), (), None)]
     assert next_step(image(failed, of=few)) == Stop(None, 0.0, "no_candidate")
-    silent = [seen(0, arm(0, 0.5), (), "x", bought=1), failed[1]]
+    silent = [seen(0, arm(0, 0.5), (), "x", bought=TEXT_FAILURES), failed[1]]
     assert next_step(image(silent, of=few)) == Stop(None, 0.0, "ungraded")
+
+
+@pytest.mark.parametrize("prices", [LISTWISE, POINTWISE])
+@pytest.mark.parametrize("allotment", [1, 2])
+def test_a_judge_that_never_answers_is_not_asked_about_ever_more_candidates(
+    prices: CallPrices, allotment: int
+) -> None:
+    stop, bought, candidates = play(
+        lambda i, of: (str(i), False), lambda text, n: None, prices=prices, allotment=allotment
+    )
+    assert stop == Stop(None, 0.0, "ungraded")
+    assert len(candidates) == FIRST + LATER * (allotment - 1)
+    assert sum(len(b.gradings) for b in bought) <= max(len(candidates), IMAGE_FAILURES * allotment)
+
+
+def test_what_was_unreadable_is_asked_again_before_more_is_made() -> None:
+    stop, bought, _ = play(lambda i, of: (str(i), False), lambda text, n: 90.0 if n else None)
+    assert stop.index is not None
+    assert [bool(b.samples) for b in bought[:3]] == [True, False, False]
 
 
 def test_temperature_0_is_asked_once_a_prompt() -> None:
