@@ -12,6 +12,7 @@ from rich.table import Table
 
 from rsd.commands.isolated import isolated
 from rsd.errors import StateError
+from rsd.hub.recipe import MAX_DRAWS
 from rsd.pricing import money, prices_of
 from rsd.protocol.learned import CallSums, Learned, learned_key, nothing_learned
 from rsd.protocol.vocabulary import LISTWISE, POINTWISE, Recipe, Role, TokenPrices, Usage
@@ -96,7 +97,7 @@ def print_presets(
             other = msgspec.structs.replace(recipe, grading_template=template)
             prices = prices_of_calls(other, sizes, weights)
             used = effort == recipe.effort and other.listwise == recipe.listwise
-            one = here if used and here is not None else takes(effort, prices)
+            one = here if used and here is not None else bounded(recipe, effort, prices)
             cost = cost_of(one, prices)
             if used:
                 in_force = cost
@@ -105,15 +106,41 @@ def print_presets(
         table.add_row(*row)
     out.print(table)
     images = "1 image takes" if count == 1 else f"{count} images take"
-    yield f"* is in force: {images} about {worth(in_force * count, weights)}"
+    sum_of_all = f": {images} about {worth(in_force * count, weights)}"
+    yield "* is in force" + (sum_of_all if count else "; no image is to be done")
     if here is None or learned is None:
         yield f"made and graded: as measured on other pictures; from {COUNTED} images on, as here"
+        if changed := own_numbers(recipe):
+            yield f"that was without {changed}, which changes these numbers"
     else:
         yield f"*: as counted of {learned.images} images here; the others: as measured elsewhere"
     if assumed := assumption(weights):
         yield f"assumed: {assumed}"
     if not has_prices(weights):
         yield "a cost of 1k is that of 1,000 tokens of the grader (set [prices] for money)"
+
+
+def bounded(recipe: Recipe, effort: str, prices: CallPrices) -> Takes:
+    """What an image takes with an effort, within the limits that the settings name themselves, and
+    at temperature 0 within one candidate a prompt.
+    """
+    one, own = takes(effort, prices), PRESETS.get(recipe.effort, PRESETS["balanced"])
+    most = len(recipe.prompts) if max(recipe.temperatures) == 0 else MAX_DRAWS
+    if recipe.candidates_max != own.candidates_max:
+        most = min(most, recipe.candidates_max)
+    grades = recipe.grades_max if recipe.grades_max != own.grades_max else MAX_DRAWS
+    return Takes(min(one.candidates, most), min(one.grades, grades), min(one.calls, grades))
+
+
+def own_numbers(recipe: Recipe) -> str:
+    """Settings with which nothing was measured, in words."""
+    own = PRESETS.get(recipe.effort, PRESETS["balanced"])
+    found = []
+    if recipe.min_gain != own.min_gain:
+        found.append(f"sampling.min_gain = {recipe.min_gain:g}")
+    if recipe.consensus != "auto":
+        found.append(f"sampling.consensus = {recipe.consensus}")
+    return " and ".join(found)
 
 
 def learned_of(settings: Settings, recipe: Recipe) -> Learned | None:

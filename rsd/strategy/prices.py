@@ -72,18 +72,17 @@ def weigh(weights: dict[Role, TokenPrices]) -> tuple[dict[Role, tuple[float, flo
     generate, grade = known[Role.GENERATE], known[Role.GRADE]
     ratio = GENERATOR_WEIGHT
     if generate is not None and grade is not None and max(*generate, *grade) > 0:
-        partly = any(
-            (p.input is None) != (p.output is None) for p in (weights[r] for r in (*Role,))
-        )
-        said = "a price that is not set is that of the other direction" if partly else ""
+        said = _one_direction(weights).removeprefix("; ")
         return {Role.GENERATE: generate, Role.GRADE: grade}, said
     if generate is not None and grade is None and max(generate) > 0:
         other = (generate[0] / ratio, generate[1] / ratio)
         said = f"no prices of the grader are set: a generator's token at {ratio:g} of a grader's"
+        said += _one_direction(weights)
         return {Role.GENERATE: generate, Role.GRADE: other}, said
     if grade is not None and generate is None and max(grade) > 0:
         other = (grade[0] * ratio, grade[1] * ratio)
         said = f"no prices of the generator are set: its tokens at {ratio:g} of the grader's"
+        said += _one_direction(weights)
         return {Role.GENERATE: other, Role.GRADE: grade}, said
     set_to_zero = generate is not None or grade is not None
     said = "all prices are 0" if set_to_zero else "no prices are set"
@@ -91,6 +90,12 @@ def weigh(weights: dict[Role, TokenPrices]) -> tuple[dict[Role, tuple[float, flo
         Role.GENERATE: (ratio, ratio),
         Role.GRADE: (1.0, 1.0),
     }, f"{said}: a token of the generator counts {ratio:g}, one of the grader 1 (own GPUs)"
+
+
+def _one_direction(weights: dict[Role, TokenPrices]) -> str:
+    """What is assumed where a role has a price of input or of output only."""
+    partly = any((p.input is None) != (p.output is None) for p in weights.values())
+    return "; a price that is not set is that of the other direction" if partly else ""
 
 
 def _pair(price: TokenPrices | None) -> tuple[float, float] | None:

@@ -31,12 +31,17 @@ PRICES = Prices(generator_input=0.1, generator_output=0.4, grader_input=1.1, gra
 
 
 def said(
-    by: Recipe, width: int = 80, prices: Prices = PRICES, spent: Any = SPENT, state: str = "/none"
+    by: Recipe,
+    width: int = 80,
+    prices: Prices = PRICES,
+    spent: Any = SPENT,
+    state: str = "/none",
+    count: int = 400,
 ) -> str:
-    """What is printed for a folder of 400 images."""
+    """What is printed for a folder of so many images."""
     text = io.StringIO()
     settings = Settings(output_dir=state, prices=prices)
-    print_costs(Console(file=text, width=width), settings, by, spent, 400)
+    print_costs(Console(file=text, width=width), settings, by, spent, count)
     return text.getvalue()
 
 
@@ -147,3 +152,19 @@ def test_a_strategy_that_does_not_learn_is_estimated_as_ever() -> None:
     one = (6 * (1_500 * 0.1 + 300 * 0.4) + 6 * (2_600 * 1.1 + 900 * 4.4)) / 1e6
     assert f"that costs about {one:.4f}; 400 images {400 * one:.2f}" in text
     assert "no estimate: a call failed" in said(recipe(), spent={})
+
+
+def test_limits_of_ones_own_hold_and_other_numbers_are_told() -> None:
+    text = said(recipe(candidates_max=4, grades_max=2, min_gain=1.0, consensus="off"))
+    for effort in PRESETS:
+        (row,) = re.findall(rf"^ +{effort}(.*)$", text, re.MULTILINE)
+        made, graded = re.findall(r"(\d+\.\d) +(\d+\.\d) +\d", row)[0]
+        assert float(made) <= 4 and float(graded) <= 2
+    assert "without sampling.min_gain = 1 and sampling.consensus = off" in text
+    assert "that was without" not in said(recipe())
+    greedy = said(recipe(temperatures=(0.0,)))
+    assert re.search(r"^ +maximal +2\.0 ", greedy, re.MULTILINE), "one candidate a prompt"
+
+
+def test_a_folder_that_is_done_costs_nothing() -> None:
+    assert "* is in force; no image is to be done" in said(recipe(), count=0)
