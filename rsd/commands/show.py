@@ -110,7 +110,10 @@ def print_image(out: Console, seen: ImageView, older: list[ImageRecord], origina
         i = record.info
         line("picture", f"{i.width} x {i.height} {i.format}, {i.bytes} bytes, sha256 {i.sha256}")
     if record.score is not None:
-        line("decision", f"{record.decision}: candidate {record.winner}, score {record.score:.1f}")
+        what = f"{record.decision}: candidate {record.winner}, score {record.score:.1f}"
+        if record.agreement is not None:  # else nothing but the score was expected
+            what += f", expected {record.expected_score:.1f}"
+        line("decision", what)
         if record.stop_reason:
             line("stopped", STOP_WORDS.get(record.stop_reason, record.stop_reason))
         if record.agreement is not None:

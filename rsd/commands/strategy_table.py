@@ -94,12 +94,13 @@ def spending_rows(spending: Spending) -> list[tuple[str, str]]:
     rows = [
         (
             "an image",
-            f"{number(spending.candidates)} candidates with {number(spending.distinct)} different "
-            f"texts, {number(spending.graded)} of them graded, {number(spending.grades)} grades",
+            f"candidates {number(spending.candidates)}, different texts "
+            f"{number(spending.distinct)}, graded {number(spending.graded)}, grades "
+            f"{number(spending.grades)}",
         ),
         (
             "saved",
-            f"{spending.saved} grades"
+            ("1 grade" if spending.saved == 1 else f"{spending.saved} grades")
             + ("" if spending.saved_share is None else f" ({100 * spending.saved_share:.0f} %)")
             + " beside grading every candidate once",
         ),
@@ -128,7 +129,8 @@ def reason_words(reasons: dict[str, int]) -> str:
 
 def grader_words(grader: GraderInsight) -> str:
     """What its scores are worth."""
-    guess = "a guess" if not grader.regraded else f"{grader.regraded} texts graded again"
+    again = "1 text" if grader.regraded == 1 else f"{grader.regraded} texts"
+    guess = "a guess" if not grader.regraded else f"{again} graded again"
     text = f"one grade is off by {grader.repeatability:.1f} points ({guess})"
     if grader.second_change is not None:
         text += f"; the second is {grader.second_change:+.1f} points beside the first"
@@ -147,6 +149,11 @@ def signal_words(signal: Signal) -> str:
     if signal.slope is not None and signal.correlation is not None:
         text += f"; in {signal.images} audit images {number(tenth(signal.slope))} points, "
         text += f"r = {signal.correlation:.2f} within an image"
+    if signal.votes is False:
+        text += "; candidates do not vote here (sampling.consensus"
+        if signal.grade_price is not None:
+            text += f"; a grade costs {number(signal.grade_price)} candidates"
+        text += ")"
     return text
 
 

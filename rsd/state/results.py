@@ -24,7 +24,7 @@ STOP_WORDS: Final = {
     "stop_score": "a candidate reached the stop score",
     "agreed": "all candidates gave one answer, and it was graded",
     "no_gain": "neither a candidate nor a grade more was worth its price",
-    "cap": "the most candidates and grades of an image were reached",
+    "cap": "a limit on the candidates or grades of an image was reached",
     "audit": "an audit image: drawn evenly and graded whole",
 }
 

@@ -78,16 +78,25 @@ def votes(recipe: Recipe, prices: CallPrices) -> bool:
     """Whether agreement among candidates is used: `auto` where grading is dear enough."""
     if recipe.consensus != "auto":
         return recipe.consensus == "on"
+    return grade_price(prices) >= VOTING_PRICE * prices.candidate
+
+
+def grade_price(prices: CallPrices) -> float:
+    """What a grade costs in a full call."""
     size = 1 if prices.pointwise else prices.list_size
-    return prices.grade(size) / size >= VOTING_PRICE * prices.candidate
+    return prices.grade(size) / size
 
 
 def is_audit(recipe: Recipe, sha256: str) -> bool:
     """Whether the image's candidates are all uniform and all graded, to measure what is true of
     the arms. None is where so many different candidates may not be made.
     """
-    if Dice(recipe.seed, sha256, 0, "audit").uniform() >= recipe.audit_share:
-        return False
+    chosen = Dice(recipe.seed, sha256, 0, "audit").uniform() < recipe.audit_share
+    return chosen and may_audit(recipe)
+
+
+def may_audit(recipe: Recipe) -> bool:
+    """Whether an image may have so many different candidates, and all of them graded."""
     enough = min(recipe.candidates_max, recipe.grades_max) >= AUDIT_CANDIDATES
     return enough and max(recipe.temperatures) > 0
 

@@ -12,11 +12,13 @@ from typing import Final
 
 from msgspec import Struct
 
-from rsd.protocol.learned import Learned
+from rsd.protocol.learned import AUDIT_CANDIDATES, Learned
 from rsd.protocol.vocabulary import Recipe, Role, TokenPrices
+from rsd.strategy.adaptive import grade_price, may_audit, votes
 from rsd.strategy.base import CallPrices
 from rsd.strategy.estimates import (
     FEW,
+    NORMAL,
     Estimate,
     Gaussian,
     mean_of,
@@ -73,6 +75,8 @@ class Signal(Struct, frozen=True, kw_only=True):
     correlation: float | None  #: within these images, -1 to 1
     weight: Estimate  #: b of the model, points per unit of agreement, learned from all images
     between: Estimate  #: c: the same from image to image
+    votes: bool | None  #: whether it counts here (sampling.consensus); None: nobody knows
+    grade_price: float | None  #: what a grade costs in a full call, in prices of a candidate
 
 
 class GraderInsight(Struct, frozen=True, kw_only=True):
@@ -165,12 +169,13 @@ def insight(
     """The figures of a record. `recipe`: what is in force, without it every level counts as in use;
     `prices`: what calls cost, without them no cost is told.
     """
-    levels = levels_of_learned(learned, recipe)
+    voting = _voting(recipe, prices)
+    levels = levels_of_learned(learned, recipe, votes=voting)
     curve = _curve(learned)
     spending = _spending(learned)
     grader = _grader(learned)
-    signal = _signal(learned)
-    setting = setting_of(learned, recipe, levels)
+    signal = _signal(learned, voting, prices)
+    setting = setting_of(learned, recipe, levels, votes=voting)
     return Insight(
         images=learned.images,
         prior_images=learned.prior_images,
@@ -182,8 +187,17 @@ def insight(
         signal=signal,
         grader=grader,
         spending=spending,
-        notes=_notes(learned, grader, spending),
+        notes=_notes(learned, recipe, grader, spending),
     )
+
+
+def _voting(recipe: Recipe | None, prices: CallPrices | None) -> bool | None:
+    """Whether candidates vote, as far as it can be known."""
+    if recipe is None:
+        return None
+    if prices is None:
+        return {"on": True, "off": False}.get(recipe.consensus)
+    return votes(recipe, prices)
 
 
 # ------------------------------------------------------------------------------ what a price buys
@@ -225,13 +239,16 @@ def _plans(
     if spending.candidates is not None and spending.grades is not None:
         score = Estimate(mean=spending.winner_score, n=learned.images, few=learned.images < FEW)
         name, made, given = "adaptive, as counted", spending.candidates, spending.grades
-        found.append(_plan(name, made, given, prices, score, spending.accepted))
+        share = ratio(learned.grading.calls, learned.grading.size)  # calls of a grade
+        calls = None if share is None else given * share
+        found.append(_plan(name, made, given, prices, score, spending.accepted, calls))
     if prices is None:
         return tuple(found)
     for effort in PRESETS:
         one = takes(effort, prices)
         name = f"{effort}, as elsewhere"
-        found.append(_plan(name, one.candidates, one.grades, prices, Estimate(), Estimate()))
+        none = Estimate()
+        found.append(_plan(name, one.candidates, one.grades, prices, none, none, one.calls))
     return tuple(found)
 
 
@@ -242,22 +259,28 @@ def _plan(
     prices: CallPrices | None,
     score: Estimate,
     passing: Estimate,
+    calls: float | None = None,
 ) -> Plan:
     return Plan(
         name=name,
         candidates=candidates,
         grades=grades,
-        cost=relative_cost(prices, candidates, grades) if prices is not None else None,
+        cost=relative_cost(prices, candidates, grades, calls) if prices is not None else None,
         score=score,
         passing=passing,
     )
 
 
-def relative_cost(prices: CallPrices, candidates: float, grades: float) -> float | None:
+def relative_cost(
+    prices: CallPrices, candidates: float, grades: float, calls: float | None = None
+) -> float | None:
     """Cost of an image in prices of one candidate that is made and graded alone; None when nothing
-    costs anything. Listwise: the calls are as full as can be, and at least one if any.
+    costs anything. Listwise: `calls` of the grader; None: as full as can be, at least one if any.
     """
-    calls = grades if prices.pointwise else max(grades / prices.list_size, min(grades, 1.0))
+    if prices.pointwise:
+        calls = grades
+    elif calls is None:
+        calls = max(grades / prices.list_size, min(grades, 1.0))
     whole = candidates * prices.candidate + calls * prices.grading + grades * prices.graded
     return ratio(whole, prices.generate(1) + prices.grade(1))
 
@@ -271,7 +294,7 @@ def _weights(learned: Learned) -> Gaussian:
     return posterior(unpack(sums.information), sums.moments, PRIOR_WEIGHTS, PRIOR_WEIGHTS_SD)
 
 
-def _signal(learned: Learned) -> Signal:
+def _signal(learned: Learned, voting: bool | None, prices: CallPrices | None) -> Signal:
     audit = learned.audit
     spread = math.sqrt(max(audit.agreement_square, 0.0) * max(audit.score_square, 0.0))
     correlation = ratio(audit.product, spread)
@@ -283,6 +306,8 @@ def _signal(learned: Learned) -> Signal:
         correlation=None if correlation is None else min(max(correlation, -1.0), 1.0),
         weight=normal(*weights.of([0.0, 0.0, 1.0, 0.0]), images),
         between=normal(*weights.of([0.0, 1.0, 0.0, 0.0]), images),
+        votes=voting,
+        grade_price=None if prices is None else ratio(grade_price(prices), prices.candidate),
     )
 
 
@@ -321,7 +346,9 @@ def _spending(learned: Learned) -> Spending:
     )
 
 
-def _notes(learned: Learned, grader: GraderInsight, spending: Spending) -> tuple[str, ...]:
+def _notes(
+    learned: Learned, recipe: Recipe | None, grader: GraderInsight, spending: Spending
+) -> tuple[str, ...]:
     """What cannot be said yet, and what a person should look at."""
     found = []
     if not learned.images:
@@ -329,9 +356,7 @@ def _notes(learned: Learned, grader: GraderInsight, spending: Spending) -> tuple
     if learned.images < FEW:
         found.append(f"too little to say: {_count(learned.images, 'image')}")
     if not learned.audit.images:
-        found.append(
-            "no audit image yet: no best-of-k curve and no correlation (sampling.audit_share)"
-        )
+        found.append(f"no audit image {_why_none(recipe)}: no best-of-k curve and no correlation")
     elif learned.audit.images < FEW:
         found.append(f"only {_count(learned.audit.images, 'audit image')}: the curve is a guess")
     if not grader.regraded:
@@ -341,14 +366,37 @@ def _notes(learned: Learned, grader: GraderInsight, spending: Spending) -> tuple
             "the grader's scores are saturated: in more than half of the images three texts have "
             "the top score; a stricter rubric would tell them apart"
         )
-    if spending.unanimous.n and not spending.unanimous.few and spending.unanimous_score is not None:
-        low = spending.winner_score is not None and spending.unanimous_score < spending.winner_score
-        if low:
-            found.append(
-                "unanimous images score lower than the others: the candidates share mistakes, "
-                "which agreement cannot see"
-            )
+    if _shares_mistakes(learned):
+        found.append(
+            "unanimous images score lower than the others: the candidates share mistakes, "
+            "which agreement cannot see"
+        )
     return tuple(found)
+
+
+def _why_none(recipe: Recipe | None) -> str:
+    """When there will be audit images."""
+    if recipe is not None and recipe.audit_share == 0:
+        return "as sampling.audit_share is 0"
+    if recipe is not None and not may_audit(recipe):
+        return (
+            f"as they take {AUDIT_CANDIDATES} candidates and grades (sampling.candidates_max, "
+            "sampling.grades_max) and a temperature above 0"
+        )
+    return "yet (sampling.audit_share)"
+
+
+def _shares_mistakes(learned: Learned) -> bool:
+    """Whether unanimous images score lower than the others, by more than chance would."""
+    counted = learned.counted
+    alike, others = counted.unanimous, learned.images - counted.unanimous
+    if min(alike, others) < FEW:
+        return False
+    sums = learned.consensus
+    variance = max(ratio(sums.image_sum, sums.image_count) or 0.0, 0.0)
+    chance = NORMAL * math.sqrt(variance * (1 / alike + 1 / others))
+    rest = (counted.winner_score - counted.unanimous_score) / others
+    return counted.unanimous_score / alike < rest - chance
 
 
 def _count(number: int, what: str) -> str:

@@ -60,9 +60,9 @@ class Setting(Struct, frozen=True, kw_only=True):
     client: dict[str, Any]  #: the same as arguments of an OpenAI client
 
 
-def _effects(learned: Learned, recipe: Recipe | None) -> Gaussian:
-    """Effects of all levels: from all candidates, or without consensus from first scores alone."""
-    if recipe is not None and recipe.consensus == "off":
+def _effects(learned: Learned, votes: bool | None) -> Gaussian:
+    """Effects of all levels: from all candidates, or where they do not vote from first scores."""
+    if votes is False:
         arms, spreads = learned.plain.arms, learned.plain.temperatures.values()
         variance = ratio(sum(t.spread_sum for t in spreads), sum(t.spread_count for t in spreads))
         spread = max(variance or 0.0, LEAST_SPREAD)
@@ -80,10 +80,12 @@ def _in_use(learned: Learned, recipe: Recipe | None) -> set[int]:
     return {i for i, level in enumerate(learned.levels) if level in drawn}
 
 
-def levels_of_learned(learned: Learned, recipe: Recipe | None) -> tuple[LevelInsight, ...]:
-    """Every level of the record, factor by factor."""
+def levels_of_learned(
+    learned: Learned, recipe: Recipe | None, *, votes: bool | None = None
+) -> tuple[LevelInsight, ...]:
+    """Every level of the record, factor by factor; `votes`: whether candidates do."""
     images = learned.images + learned.prior_images
-    effects = _effects(learned, recipe)
+    effects = _effects(learned, votes)
     used = _in_use(learned, recipe)
     found = []
     for factor in FACTORS:
@@ -144,7 +146,11 @@ def cells_of(learned: Learned) -> tuple[Cell, ...]:
 
 
 def setting_of(
-    learned: Learned, recipe: Recipe | None, levels: Sequence[LevelInsight]
+    learned: Learned,
+    recipe: Recipe | None,
+    levels: Sequence[LevelInsight],
+    *,
+    votes: bool | None = None,
 ) -> Setting | None:
     """The best level of each factor; None as long as a choice would be a guess."""
     best = {level.factor: level for level in levels if level.best}
@@ -169,13 +175,15 @@ def setting_of(
     return Setting(
         prompt=prompt,
         prompt_text=recipe.prompts.get(prompt, "") if recipe is not None else "",
-        expected=_expected(learned, recipe, best),
+        expected=_expected(learned, recipe, best, votes),
         request=request,
         client=client,
     )
 
 
-def _expected(learned: Learned, recipe: Recipe | None, best: dict[str, LevelInsight]) -> Estimate:
+def _expected(
+    learned: Learned, recipe: Recipe | None, best: dict[str, LevelInsight], votes: bool | None
+) -> Estimate:
     """Mean of the uniform candidates plus what the best levels are above the mean of theirs."""
     used = _in_use(learned, recipe)
     names = dict.fromkeys(learned.levels[i].name for i in _ordered(learned, "prompt") if i in used)
@@ -189,7 +197,7 @@ def _expected(learned: Learned, recipe: Recipe | None, best: dict[str, LevelInsi
     )
     if base.mean is None or base.high is None:
         return Estimate(n=base.n)
-    effects = _effects(learned, recipe)
+    effects = _effects(learned, votes)
     weights = [0.0] * len(learned.levels)
     for factor, level in best.items():
         pool = [i for i in _ordered(learned, factor) if i in used]

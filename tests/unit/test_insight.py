@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import statistics
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -13,15 +14,17 @@ import pytest
 from rsd.protocol.learned import (
     AUDIT_CANDIDATES,
     Audit,
+    CallSums,
     ConsensusSums,
     Counted,
     Learned,
     Level,
     LevelScores,
+    PlainSums,
     Regression,
     nothing_learned,
 )
-from rsd.protocol.vocabulary import POINTWISE, Recipe
+from rsd.protocol.vocabulary import LISTWISE, POINTWISE, Recipe
 from rsd.strategy.base import CallPrices
 from rsd.strategy.estimates import mean_of, share_of, student
 from rsd.strategy.expected import takes
@@ -389,6 +392,68 @@ def test_what_was_saved_is_counted_against_grading_every_candidate() -> None:
     assert any("share mistakes" in note for note in found.notes), "unanimous at 50, others above"
     more = msgspec.structs.replace(counted, grades=400)
     assert insight(record(10, counted=more), recipe()).spending.saved == 0
+
+
+@pytest.mark.parametrize(
+    ("alike", "score", "others", "wanted"),
+    [
+        (5, 50.0, 80.0, True),
+        (5, 78.0, 80.0, False),
+        (200, 75.0, 80.0, True),
+        (4, 50.0, 80.0, False),
+    ],
+)
+def test_shared_mistakes_are_told_only_beyond_chance(
+    alike: int, score: float, others: float, wanted: bool
+) -> None:
+    images = 2 * max(alike, 5)
+    rest = images - alike
+    counted = Counted(
+        unanimous=alike,
+        unanimous_score=alike * score,
+        winner_score=alike * score + rest * others,
+    )
+    found = insight(record(images, counted=counted), recipe())
+    assert any("share mistakes" in note for note in found.notes) is wanted
+
+
+def test_what_a_call_of_several_took_is_what_a_plan_costs() -> None:
+    lists = recipe(grading_template=LISTWISE)
+    prices = CallPrices(candidate=1.0, grading=7.0, graded=2.0, pointwise=False, list_size=6)
+    counted = Counted(candidates=160, gradable=160, grades=40)
+    calls = CallSums(calls=20.0, size=40.0)
+    found = insight(record(10, counted=counted, grading=calls), lists, prices)
+    plans = {plan.name: plan.cost for plan in found.plans}
+    assert plans["adaptive, as counted"] == pytest.approx((16 + 2 * 7 + 4 * 2) / 10), "two calls"
+    one = takes("thorough", prices)
+    paid = one.candidates + one.calls * 7 + one.grades * 2
+    assert plans["thorough, as elsewhere"] == pytest.approx(paid / 10)
+
+
+def test_whether_candidates_vote_is_told_and_whose_effects_are_shown() -> None:
+    cheap = CallPrices(candidate=10.0, grading=20.0, graded=0.0, pointwise=True)
+    dear = replace(cheap, grading=70.0)
+    learned = record(40)
+    d = len(learned.levels)
+    information = pack([[4.0 * (i == j == 1) for j in range(d)] for i in range(d)])
+    arms = Regression(information=information, moments=(0.0, 60.0, *[0.0] * (d - 2)))
+    learned = msgspec.structs.replace(learned, plain=PlainSums(arms=arms))
+    alone, voting = (insight(learned, recipe(), prices) for prices in (cheap, dear))
+    assert (alone.signal.votes, alone.signal.grade_price) == (False, 2.0)
+    assert (voting.signal.votes, voting.signal.grade_price) == (True, 7.0)
+    assert insight(learned, recipe(consensus="off"), dear).signal.votes is False
+    assert insight(learned, recipe()).signal.votes is None
+    assert insight(learned, recipe(consensus="off")).levels == alone.levels != voting.levels
+
+
+def test_why_there_are_no_audit_images_is_said() -> None:
+    def note(**changes: Any) -> str:
+        return next(x for x in insight(record(40), recipe(**changes)).notes if "audit" in x)
+
+    assert "yet (sampling.audit_share)" in note(audit_share=0.02)
+    assert "sampling.audit_share is 0" in note(audit_share=0.0)
+    assert "sampling.grades_max" in note(audit_share=0.02, grades_max=6)
+    assert "temperature above 0" in note(audit_share=0.02, temperatures=(0.0,))
 
 
 # ----------------------------------------------------------------------------- little or nothing
