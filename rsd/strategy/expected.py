@@ -36,44 +36,44 @@ LISTWISE_AT: Final = (0.6, 6.9, 69.4)
 #: Effort -> what an image took at these.
 POINTWISE: Final = {
     "economy": (
-        Takes(3.1, 1.8, 1.8),
+        Takes(3.6, 2.8, 2.8),
         Takes(10.2, 2.0, 2.0),
         Takes(16.8, 2.0, 2.0),
     ),
     "balanced": (
-        Takes(4.0, 2.4, 2.4),
+        Takes(5.0, 3.8, 3.8),
         Takes(10.6, 2.4, 2.4),
         Takes(17.6, 2.3, 2.3),
     ),
     "thorough": (
-        Takes(6.2, 3.2, 3.2),
+        Takes(7.9, 5.6, 5.6),
         Takes(14.7, 3.4, 3.4),
         Takes(19.5, 3.4, 3.4),
     ),
     "maximal": (
-        Takes(11.3, 3.6, 3.6),
+        Takes(10.0, 5.9, 5.9),
         Takes(86.1, 4.9, 4.9),
         Takes(92.0, 4.7, 4.7),
     ),
 }
 LISTWISE: Final = {
     "economy": (
-        Takes(3.4, 2.7, 1.4),
+        Takes(3.8, 2.9, 1.5),
         Takes(9.0, 3.5, 1.1),
         Takes(16.0, 3.6, 1.1),
     ),
     "balanced": (
-        Takes(4.0, 3.1, 1.4),
+        Takes(5.0, 3.8, 1.7),
         Takes(9.2, 3.8, 1.2),
         Takes(16.1, 4.0, 1.2),
     ),
     "thorough": (
-        Takes(5.3, 4.2, 1.7),
+        Takes(7.7, 6.0, 2.3),
         Takes(10.1, 4.7, 1.4),
         Takes(16.7, 5.0, 1.4),
     ),
     "maximal": (
-        Takes(5.4, 4.2, 1.6),
+        Takes(8.7, 6.0, 2.4),
         Takes(65.9, 7.3, 1.6),
         Takes(71.6, 7.0, 1.6),
     ),
