@@ -64,25 +64,31 @@ def cholesky(rows: Sequence[Sequence[float]]) -> Matrix:
 
 def solve(rows: Sequence[Sequence[float]], right: Sequence[float]) -> Vector:
     """x with rows x = right; raises ValueError unless `rows` is positive definite."""
-    return _substitute(cholesky(rows), right)
+    lower = cholesky(rows)
+    return _substitute(lower, list(zip(*lower, strict=True)), right)
 
 
 def inverse(rows: Sequence[Sequence[float]]) -> Matrix:
     """The inverse, exactly symmetric; raises ValueError unless `rows` is positive definite."""
     lower = cholesky(rows)
-    size = len(lower)
-    columns = [_substitute(lower, [float(i == j) for i in range(size)]) for j in range(size)]
+    upper, size = list(zip(*lower, strict=True)), len(lower)
+    columns = [
+        _substitute(lower, upper, [float(i == j) for i in range(size)], first=j)
+        for j in range(size)
+    ]
     return [[(columns[i][j] + columns[j][i]) / 2 for j in range(size)] for i in range(size)]
 
 
-def _substitute(lower: Matrix, right: Sequence[float]) -> Vector:
-    """x with L L' x = right."""
+def _substitute(
+    lower: Matrix, upper: Sequence[Sequence[float]], right: Sequence[float], first: int = 0
+) -> Vector:
+    """x with L L' x = right, of which the numbers before `first` are 0; `upper` is L'."""
     size = len(lower)
-    half: Vector = []
-    for i in range(size):
-        half.append((right[i] - dot(lower[i][:i], half)) / lower[i][i])
-    found = [0.0] * size
+    half: Vector = [0.0] * first
+    for i in range(first, size):
+        half.append((right[i] - dot(lower[i], half)) / lower[i][i])  # as far as `half` goes
+    found: Vector = []  # the last one first
     for i in reversed(range(size)):
-        below = fsum(lower[k][i] * found[k] for k in range(i + 1, size))
-        found[i] = (half[i] - below) / lower[i][i]
-    return found
+        below = dot(upper[i][:i:-1], found)
+        found.append((half[i] - below) / upper[i][i])
+    return found[::-1]
