@@ -116,6 +116,7 @@ class ImageHistory(Struct, frozen=True, kw_only=True):
     failed_samples: tuple[int, ...]
     failed_grades: tuple[tuple[int, int], ...]  #: (candidate index, grade number)
     crashes: int = 0  #: workers that died decoding it
+    retried_at: int = 0  #: candidates planned when another round was asked for last
 
 
 class QueuedImage(Struct, frozen=True, kw_only=True):

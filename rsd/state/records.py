@@ -59,6 +59,7 @@ class ImageRecord(Struct, kw_only=True):
     starts: int = 0
     crashes: int = 0
     allotment: int = 1
+    retried_at: int = 0  #: candidates planned when another round was asked for last
     queue_seq: int = 0  #: its row in `backlog`, 0 = none
     first: bool = False  #: a person named it: its next row is in the lane that goes first
     recheck: bool = False  #: the file changed while it was active

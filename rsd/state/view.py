@@ -157,6 +157,7 @@ def history(txn: Transaction, record: ImageRecord) -> ImageHistory | None:
         config=record.config,
         decision=record.decision,
         allotment=record.allotment,
+        retried_at=record.retried_at,
         steps=tuple(seen.steps),
         candidates=tuple(seen.candidates),
         grades=tuple(g for grades in seen.grades.values() for g in grades),

@@ -173,7 +173,8 @@ class _Image:
             bought = self._begin()
             return bought or Stop(None, 0.0, "no_candidate")
         if state.allotment > 1:
-            least = self._first() + self.preset.later * (state.allotment - 1)
+            later = self.preset.later
+            least = max(self._first() + later * (state.allotment - 1), state.retried_at + later)
             more = self._generate(min(least, self.candidates_max) - state.planned)
             if more is not None:
                 return more

@@ -61,6 +61,7 @@ class ImageState:
     candidates: tuple[Seen, ...] = ()  #: all, by index; only for strategies that learn
     learned: Learned | None = None  #: None: nothing yet
     prices: CallPrices | None = None  #: None: not asked for
+    retried_at: int = 0  #: `planned` at the last `retry --low`; only for strategies that learn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -60,7 +60,7 @@ class Limits:
     min_gain: float
 
     @classmethod
-    def of(cls, recipe: Recipe, allotment: int = 1) -> Limits:
+    def of(cls, recipe: Recipe, allotment: int = 1, retried_at: int = 0) -> Limits:
         """The preset's caps are those of candidates that vote; what a user sets holds as it is."""
         preset = PRESETS.get(recipe.effort, PRESETS["balanced"])
         most = CANDIDATES if preset.headroom is not None else CANDIDATES_WHATEVER_IT_COSTS
@@ -69,8 +69,11 @@ class Limits:
         own_grades = recipe.grades_max != preset.grades_max
         grades = recipe.grades_max * allotment if own_grades else None
         headroom = 100.0 if preset.headroom is None else preset.headroom
+        least = FIRST + LATER * (allotment - 1)
+        if allotment > 1:
+            least = max(least, retried_at + LATER)
         return cls(
-            minimum=min(FIRST + LATER * (allotment - 1), most * allotment),
+            minimum=min(least, most * allotment),
             candidates=most * allotment,
             grades=grades,
             regradings=REGRADINGS * allotment,
@@ -101,7 +104,7 @@ class Planner:
         self.model: PlainModel = solved.get(
             state.learned, ("plain", self.levels), lambda: solve_of(learned, self.levels)
         )
-        self.limits = Limits.of(recipe, state.allotment)
+        self.limits = Limits.of(recipe, state.allotment, state.retried_at)
         self.prices: CallPrices = state.prices or prices_of_calls(recipe, learned, {})
         self.answers = answers_of(state.candidates)
         self.grades = sum(answer.bought for answer in self.answers)

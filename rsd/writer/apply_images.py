@@ -204,11 +204,16 @@ class ImageRules:
             self.ledger.file(record, "")
         if fact.fresh:
             record.allotment += 1
+            record.retried_at = self._planned(fact.image)
         record.crashes = 0
         record.continues, record.first = False, fact.first
         self.ledger.move(record, QUEUED)
         self.ledger.queue(record)
         self.ledger.save(record)
+
+    def _planned(self, image: ImageId) -> int:
+        rows = self.ledger.txn.scan("steps", prefix=key(image))
+        return sum(len(decode(f.StepChosen, value).samples) for _, value in rows)
 
     def _decided(self, fact: f.ImageDecided) -> None:
         record = self.ledger.image(fact.image)

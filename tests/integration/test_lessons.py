@@ -10,10 +10,11 @@ import lmdb
 import msgspec
 import pytest
 
+from rsd.hub.brain.image import ActiveImage
 from rsd.protocol import facts as f
 from rsd.protocol.learned import Learned, learned_key
 from rsd.protocol.vocabulary import Usage
-from rsd.state import lessons
+from rsd.state import lessons, view
 from rsd.state.rebuild import Rebuilt, rebuild, replace_records
 from rsd.state.records import ACTIVE, HIGH, LOW, prior_key
 from rsd.state.store import LATER, NAMES, Store
@@ -184,6 +185,21 @@ def test_what_a_retry_adds_is_neither_learned_nor_part_of_the_lesson(
     assert rows_of(store) == taught
     assert summed(store).equal
     recount(store)
+
+
+def test_a_fresh_round_begins_where_the_candidates_ended(hub: FactSource, store: Store) -> None:
+    image = whole(hub, A, "cat")
+    hub.add(f.ImageRetried(image=image, fresh=False, time=1.0))
+    assert hub.record(A).retried_at == 0
+    hub.take(0)
+    decide(hub, A)
+    hub.add(f.ImageRetried(image=image, fresh=True, time=1.0))
+    hub.take(0)
+    step(hub, image, 3, ())
+    with store.reading() as txn:
+        history = view.history(txn, hub.record(A))
+    assert history is not None and (history.allotment, history.retried_at) == (2, 2)
+    assert ActiveImage.from_history(history, ADAPTIVE).state().retried_at == 2
 
 
 def test_images_are_learned_in_the_order_of_their_decisions(hub: FactSource, store: Store) -> None:

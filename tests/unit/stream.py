@@ -53,6 +53,7 @@ class Image:
     learned: Learned | None = None
     rejected: Callable[[str], bool] = field(default=lambda text: False)
     allotment: int = 1
+    retried_at: int = 0
     rounds: int = 0
     candidates: list[Seen] = field(default_factory=list)
     steps: list[Buy] = field(default_factory=list)
@@ -72,6 +73,7 @@ class Image:
             candidates=tuple(seen),
             learned=self.learned,
             prices=self.prices,
+            retried_at=self.retried_at,
         )
 
     def play(self, memory: Memory | None = None, limit: int = 200) -> Stop:

@@ -282,6 +282,22 @@ def test_more_time_is_more_candidates_and_grades() -> None:
     assert played.spent == spent + 1
 
 
+@pytest.mark.parametrize("consensus", ["on", "off"])
+@pytest.mark.parametrize("effort", ["balanced", "maximal"])
+def test_a_retry_makes_a_round_however_many_there_are(consensus: str, effort: str) -> None:
+    wide = adaptive(consensus=consensus, effort=effort, candidates_max=108, min_gain=0.1)
+    for number, sha in enumerate(shas(6)):
+        model = noisy_reader(EDGES, 0.6, number)
+        played = image(recipe=wide, sha256=sha, model=model)
+        played.play()
+        for allotment in (2, 3):
+            count = played.retried_at = len(played.candidates)
+            played.allotment = allotment
+            played.play()
+            assert len(played.candidates) >= count + 6
+            assert next_step(played.state()) == played.play(), "and ends when it is made"
+
+
 def test_grades_of_another_rubric_are_bought_anew() -> None:
     played = image()
     played.play()

@@ -122,6 +122,7 @@ class ActiveImage:
     config: str
     decision: int = 0  #: decisions made before
     allotment: int = 1
+    retried_at: int = 0  #: candidates planned when another round was asked for last
     rounds: int = 0
     candidates: dict[int, CandidateState] = field(default_factory=dict)
     endpoint: str = ""  #: generator endpoint that has the picture in its caches
@@ -198,6 +199,7 @@ class ActiveImage:
             planned=self._next_index,
             rounds=self.rounds,
             allotment=self.allotment,
+            retried_at=self.retried_at,
             bought={i: c.bought(self.rubric) for i, c in self.candidates.items() if c.gradable},
             scores=self.scores(),
             candidates=seen,
@@ -334,6 +336,7 @@ class ActiveImage:
             config=recipe.fingerprint,
             decision=history.decision,
             allotment=history.allotment,
+            retried_at=history.retried_at,
             crashes=history.crashes,
         )
         for step in sorted(history.steps, key=lambda s: s.round):
