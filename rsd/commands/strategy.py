@@ -101,6 +101,8 @@ def export(file: Path, states: list[Path], found: list[StrategyDocument]) -> Non
     records = found[0].records
     if not records:
         raise UserError(f"--export {file}: {NOTHING}")
+    if file.exists() and not file.is_file():  # a device or a pipe would be replaced by a file
+        raise UserError(f"--export {file}: is no regular file; `strategy --json` prints the same")
     data = msgspec.json.format(msgspec.json.encode(found[0]), indent=2) + b"\n"
     try:
         write_atomically(file, data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 from collections.abc import Callable
@@ -92,6 +93,10 @@ def test_a_file_for_the_next_run_is_the_same_document(learned: Daemon, tmp_path:
     assert json.loads((learned.output / "strategy.json").read_text()) == document
     nowhere = learned.run("strategy", "--export", str(tmp_path / "no" / "file.json"))
     assert one_line(nowhere).endswith("no/file.json: No such file or directory")
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    assert "is no regular file" in one_line(learned.run("strategy", "--export", str(pipe)))
+    assert pipe.is_fifo()
 
 
 def test_a_running_daemon_is_asked_and_not_disturbed(simulator: Make, daemon: MakeDaemon) -> None:
