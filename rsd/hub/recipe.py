@@ -10,7 +10,9 @@ import msgspec
 from rsd.errors import UserError
 from rsd.protocol.vocabulary import LISTWISE, POINTWISE, Recipe
 from rsd.settings.fields import Sampling, Settings
+from rsd.strategy.levels import levels_of
 from rsd.strategy.presets import PRESETS
+from rsd.strategy.prior import LEVELS_MAX
 
 #: `n` draws of one request, and all draws of one image, must fit into the seeds of an image.
 MAX_DRAWS = 1024
@@ -52,7 +54,7 @@ def load_recipe(s: Settings) -> Recipe:
     adaptive: dict[str, Any] = {}
     if sampling.strategy == "adaptive":
         adaptive = _adaptive(sampling)
-    return Recipe(
+    recipe = Recipe(
         prompts={k: texts[k] for k in keys},
         grading_template=template,
         strategy=sampling.strategy,
@@ -73,6 +75,13 @@ def load_recipe(s: Settings) -> Recipe:
         reasoning_effort=s.grading.reasoning_effort,
         **adaptive,
     )
+    values = len(levels_of(recipe))
+    if sampling.strategy == "adaptive" and values > LEVELS_MAX:
+        raise UserError(
+            f"sampling.strategy = adaptive: {values} prompts, temperatures, top-p and top-k values "
+            f"to learn about; at most {LEVELS_MAX}"
+        )
+    return recipe
 
 
 def _adaptive(s: Sampling) -> dict[str, Any]:

@@ -398,6 +398,15 @@ def test_bad_prompt_files(tmp_path: Path, prompts: object, grading: object, expe
     assert expected in str(caught.value)
 
 
+def test_no_more_levels_than_can_be_learned_about(tmp_path: Path) -> None:
+    files = prompt_files(tmp_path, {f"p{k}": "x" for k in range(300)}, GOOD)
+    with pytest.raises(UserError, match=r"strategy = adaptive: 308 prompts, .*; at most 256$"):
+        load_recipe(load(files, environ={}))
+    assert (
+        len(load_recipe(load({**files, "sampling.strategy": "random"}, environ={})).prompts) == 300
+    )
+
+
 def test_unknown_prompt_keys_and_too_large_grids(tmp_path: Path) -> None:
     files = prompt_files(tmp_path, {"prompt1": "x", "prompt2": "y"}, GOOD)
     with pytest.raises(UserError, match=r"prompt_keys = prompt9: not in .*prompt1, prompt2"):
