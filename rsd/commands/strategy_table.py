@@ -100,8 +100,12 @@ def spending_rows(spending: Spending) -> list[tuple[str, str]]:
         ),
         (
             "saved",
-            ("1 grade" if spending.saved == 1 else f"{spending.saved} grades")
-            + ("" if spending.saved_share is None else f" ({100 * spending.saved_share:.0f} %)")
+            (
+                _of(spending.saved, "grade", spending.saved_share) + " and "
+                if spending.saved != spending.calls_saved
+                else ""
+            )
+            + _of(spending.calls_saved, "grading call", spending.calls_saved_share)
             + " beside grading every candidate once",
         ),
         (
@@ -119,6 +123,12 @@ def spending_rows(spending: Spending) -> list[tuple[str, str]]:
         text = f"{percent(spending.unanimous)} of the images, mean score "
         rows.append(("unanimous", text + number(spending.unanimous_score)))
     return rows
+
+
+def _of(count: int, what: str, share: float | None) -> str:
+    """So many, and which share that is."""
+    text = f"{count} {what}" if count == 1 else f"{count} {what}s"
+    return text if share is None else f"{text} ({100 * share:.0f} %)"
 
 
 def reason_words(reasons: dict[str, int]) -> str:

@@ -114,6 +114,8 @@ class Counted(Struct, frozen=True, kw_only=True):
     distinct: int = 0  #: texts among them
     graded: int = 0  #: of these texts
     grades: int = 0
+    calls: int = 0  #: of the grader, of which these grades came
+    calls_for_all: int = 0  #: that grading every gradable candidate once would have taken
     accepted: int = 0  #: images of high quality
     one_grade: int = 0  #: images decided by a single grade
     unanimous: int = 0  #: images with at least two gradable candidates and one text

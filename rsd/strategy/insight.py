@@ -101,6 +101,9 @@ class Spending(Struct, frozen=True, kw_only=True):
     grades: float | None
     saved: int  #: grades that grading every gradable candidate once would have taken beyond those
     saved_share: float | None
+    calls: float | None  #: of the grader
+    calls_saved: int  #: the same as `saved`, in calls; less than 0 when it took more
+    calls_saved_share: float | None
     one_grade: Estimate  #: images decided by a single grade
     unanimous: Estimate  #: images whose gradable candidates have one text
     unanimous_score: float | None  #: mean score of their winners: low means shared mistakes
@@ -239,9 +242,7 @@ def _plans(
     if spending.candidates is not None and spending.grades is not None:
         score = Estimate(mean=spending.winner_score, n=learned.images, few=learned.images < FEW)
         name, made, given = "adaptive, as counted", spending.candidates, spending.grades
-        share = ratio(learned.grading.calls, learned.grading.size)  # calls of a grade
-        calls = None if share is None else given * share
-        found.append(_plan(name, made, given, prices, score, spending.accepted, calls))
+        found.append(_plan(name, made, given, prices, score, spending.accepted, spending.calls))
     if prices is None:
         return tuple(found)
     for effort in PRESETS:
@@ -328,6 +329,7 @@ def _grader(learned: Learned) -> GraderInsight:
 def _spending(learned: Learned) -> Spending:
     counted, images = learned.counted, learned.images
     saved = max(counted.gradable - counted.grades, 0)
+    calls_saved = counted.calls_for_all - counted.calls
     return Spending(
         candidates=ratio(counted.candidates, images),
         gradable=ratio(counted.gradable, images),
@@ -336,6 +338,9 @@ def _spending(learned: Learned) -> Spending:
         grades=ratio(counted.grades, images),
         saved=saved,
         saved_share=ratio(saved, counted.gradable),
+        calls=ratio(counted.calls, images),
+        calls_saved=calls_saved,
+        calls_saved_share=ratio(calls_saved, counted.calls_for_all),
         one_grade=share_of(counted.one_grade, images),
         unanimous=share_of(counted.unanimous, images),
         unanimous_score=ratio(counted.unanimous_score, counted.unanimous),

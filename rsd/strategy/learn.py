@@ -25,7 +25,7 @@ from rsd.strategy.memory import Memory
 from rsd.strategy.model import FORGET, TIE, Consensus, learn_consensus
 from rsd.strategy.outlook import Answer, Outlook
 from rsd.strategy.plain_learn import learn_plain
-from rsd.strategy.prices import learn_calls
+from rsd.strategy.prices import learn_calls, list_size_of
 
 #: Rows of the tables of uniform candidates; later ones are left out.
 UNIFORM_MAX: Final = 1024
@@ -211,6 +211,8 @@ def _counted(counted: Counted, lesson: Lesson, view: Outlook) -> Counted:
         distinct=counted.distinct + len(answers),
         graded=counted.graded + texts,
         grades=counted.grades + grades,
+        calls=counted.calls + len(lesson.graded),
+        calls_for_all=counted.calls_for_all + -(-gradable // list_size_of(lesson.recipe)),
         accepted=counted.accepted + lesson.accepted,
         one_grade=counted.one_grade + (grades == 1),
         unanimous=counted.unanimous + unanimous,

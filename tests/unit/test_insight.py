@@ -14,7 +14,6 @@ import pytest
 from rsd.protocol.learned import (
     AUDIT_CANDIDATES,
     Audit,
-    CallSums,
     ConsensusSums,
     Counted,
     Learned,
@@ -420,10 +419,11 @@ def test_shared_mistakes_are_told_only_beyond_chance(
 def test_what_a_call_of_several_took_is_what_a_plan_costs() -> None:
     lists = recipe(grading_template=LISTWISE)
     prices = CallPrices(candidate=1.0, grading=7.0, graded=2.0, pointwise=False, list_size=6)
-    counted = Counted(candidates=160, gradable=160, grades=40)
-    calls = CallSums(calls=20.0, size=40.0)
-    found = insight(record(10, counted=counted, grading=calls), lists, prices)
+    counted = Counted(candidates=160, gradable=160, grades=40, calls=20, calls_for_all=30)
+    found = insight(record(10, counted=counted), lists, prices)
     plans = {plan.name: plan.cost for plan in found.plans}
+    assert (found.spending.calls, found.spending.calls_saved) == (2.0, 10)
+    assert found.spending.calls_saved_share == pytest.approx(1 / 3)
     assert plans["adaptive, as counted"] == pytest.approx((16 + 2 * 7 + 4 * 2) / 10), "two calls"
     one = takes("thorough", prices)
     paid = one.candidates + one.calls * 7 + one.grades * 2

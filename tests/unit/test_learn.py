@@ -95,6 +95,8 @@ def test_counts_are_exact() -> None:
     assert counted.candidates == counted.gradable == len(image.candidates)
     assert counted.distinct == 2
     assert counted.grades == image.spent
+    assert counted.calls == len(image.lesson(stop).graded)
+    assert counted.calls_for_all == counted.gradable, "one candidate a call"
     assert counted.graded == sum(bool(c.scores) for c in image.candidates)
     assert counted.fives == counted.graded
     assert counted.accepted == 1
