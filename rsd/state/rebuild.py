@@ -73,6 +73,8 @@ def _start(txn: Transaction, name: str) -> _Start:
     first = txn.load("learned", prior_key(name), Learned)
     row = txn.load("lessons", lesson_key(name, 1), LessonRecord)
     recipe = view.recipe_of(txn, row.config) if row is not None else None
+    # All recipes of a key begin with the same: one that is lost need not take the others along.
+    recipe = recipe or lessons.last_recipe(txn, name)
     if first is None and recipe is not None:
         first = nothing_learned(recipe)
     return _Start(

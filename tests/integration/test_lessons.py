@@ -313,6 +313,18 @@ def test_what_is_lost_or_changed_is_seen_and_put_right(hub: FactSource, store: S
     recount(store)
 
 
+def test_a_recipe_that_is_lost_takes_its_own_lessons_alone(hub: FactSource, store: Store) -> None:
+    whole(hub, A, "cat")
+    hub.recipe = msgspec.structs.replace(ADAPTIVE, temperatures=(0.3, 0.5, 1.0))
+    hub.add(f.ConfigStored(recipe=hub.recipe))
+    whole(hub, B, "dog")
+    whole(hub, C, "owl")
+    store.write(lambda txn: txn.delete("configs", ADAPTIVE.fingerprint.encode()) and None)
+    found = summed(store)
+    assert (found.lessons, found.unlearned) == (3, 1)
+    assert found.summed is not None and found.summed.images == 2
+
+
 # ------------------------------------------------------------------------ what another run learned
 
 
