@@ -437,6 +437,7 @@ def test_result_documents_are_what_the_schema_says(simulator: Make, daemon: Make
         "score",
         "score_explanation",
         "is_best",
+        "same_as",
         "generation_time",
         "grading_time",
         "usage",
