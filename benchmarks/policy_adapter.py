@@ -1,8 +1,7 @@
 """Drives the strategy `adaptive` from a study's simulation, in which images and prices are known.
 
 `consensus_factory(level_counts, threshold, seed, price)` has candidates vote, and generations and
-gradings bought separately; `plain_factory(level_counts, threshold, seed)` goes by scores alone,
-as a simulation wants it that generates and grades in one go. Both return an object with
+gradings bought separately; `plain_adapter.py` goes by scores alone. It returns an object with
 `next(image, candidates)` and `finish(image, candidates)`; a candidate is a dict of `arm` (indices
 of levels), `scores`, `explore`, and `text` or `bad`.
 """
@@ -172,16 +171,5 @@ def consensus_factory(
         graded=price.cand,
         pointwise=price.pointwise,
         list_size=1 if price.pointwise else 6,
-    )
-    return Adapter(recipe, prices)
-
-
-def plain_factory(level_counts: Sequence[int], threshold: float, seed: int) -> Adapter:
-    """Candidates do not vote; listwise, and tokens count alike."""
-    recipe = recipe_of(
-        level_counts, threshold, seed, grading_template="{candidate_answers}", consensus="off"
-    )
-    prices = CallPrices(
-        candidate=1700.0, grading=2760.0, graded=570.0, pointwise=False, list_size=6
     )
     return Adapter(recipe, prices)

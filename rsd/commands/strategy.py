@@ -83,7 +83,7 @@ def document_of(state: Path, prices: dict[Role, TokenPrices]) -> StrategyDocumen
 
 def _document(state: Path, prices: dict[Role, TokenPrices]) -> bytes:
     with Store(state / "lmdb", readonly=True).reading() as txn:
-        pairs = [(one, lessons.recipe_in_force(txn, one.key)) for one in lessons.records(txn)]
+        pairs = [(one, lessons.last_recipe(txn, one.key)) for one in lessons.records(txn)]
     return msgspec.json.encode(document(pairs, prices))
 
 

@@ -200,9 +200,3 @@ def page(txn: Transaction, learned: str, after: int, until: int) -> list[LessonR
     start, prefix = lesson_key(learned, after + 1), learned.encode()
     rows = txn.scan("lessons", start=start, prefix=prefix, limit=count)
     return [decode(LessonRecord, value) for _, value in rows]
-
-
-def recipe_in_force(txn: Transaction, learned: str) -> Recipe | None:
-    """The recipe of the last lesson of a key; None before the first."""
-    row = txn.load("lessons", lesson_key(learned, last_number(txn, learned)), LessonRecord)
-    return view.recipe_of(txn, row.config) if row is not None else None

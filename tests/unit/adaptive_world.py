@@ -205,3 +205,18 @@ def begun(
     world = AdaptiveWorld(random.Random(seed), with_policy, **options)  # type: ignore[arg-type]
     world.open(paths)
     return world
+
+
+def cut_short(with_policy: Policy, paths: list[bytes], seed: int) -> AdaptiveWorld:
+    """A finished world whose hub ended four times, anywhere; nothing is learned meanwhile."""
+    rng = random.Random(seed)
+    world = begun(with_policy, paths, seed, learning=False)
+    for life in range(4):
+        for _ in range(rng.randint(1, 150)):
+            if not world.finished:
+                world.step()
+        if life == 0:
+            world.commit(len(world.facts))  # all files are known
+        world = world.resumed(seed + life)
+        world.open([])
+    return world.finish()

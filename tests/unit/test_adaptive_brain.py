@@ -16,7 +16,15 @@ from rsd.protocol.tasks import Generate, GradeCandidates
 from rsd.protocol.vocabulary import CallError, Role, Stats, TokenPrices
 from rsd.strategy.adaptive import is_audit
 from rsd.strategy.arms import explores
-from tests.unit.adaptive_world import LISTWISE, POINTWISE, AdaptiveWorld, adaptive, begun, lot
+from tests.unit.adaptive_world import (
+    LISTWISE,
+    POINTWISE,
+    AdaptiveWorld,
+    adaptive,
+    begun,
+    cut_short,
+    lot,
+)
 from tests.unit.world import policy, role_policy, transient
 
 PATHS = [b"%d.png" % k for k in range(16)]
@@ -122,17 +130,7 @@ def test_order_errors_and_deaths_change_no_decision(seed: int, which: int) -> No
 def test_a_life_that_ends_anywhere_is_continued_by_the_same_steps(seed: int, which: int) -> None:
     with_recipe = RECIPES[which]
     calm = begun(policy(with_recipe), PATHS[:6], learning=False).finish()
-    rng = random.Random(seed)
-    world = begun(policy(with_recipe), PATHS[:6], seed, learning=False)
-    for life in range(4):
-        for _ in range(rng.randint(1, 150)):
-            if not world.finished:
-                world.step()
-        if life == 0:
-            world.commit(len(world.facts))  # all files are known
-        world = world.resumed(seed + life)
-        world.open([])
-    world.finish()
+    world = cut_short(policy(with_recipe), PATHS[:6], seed)
     assert world.results() == calm.results()
 
     def steps(of: AdaptiveWorld) -> list[object]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-
 import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -16,7 +14,7 @@ from rsd.strategy.base import Buy, CallPrices, Stop
 from rsd.strategy.learn import learn
 from rsd.strategy.plain_learn import learn_plain
 from tests.unit.adaptive_world import LISTWISE as LISTWISE_TEMPLATE
-from tests.unit.adaptive_world import POINTWISE, adaptive, begun
+from tests.unit.adaptive_world import POINTWISE, adaptive, begun, cut_short
 from tests.unit.plain_world import LISTWISE, SMALL, arm, image, lesson, nothing, seen
 from tests.unit.world import policy
 
@@ -95,17 +93,7 @@ def test_a_life_that_ends_anywhere_is_continued_by_the_same_steps(seed: int, lis
     template = LISTWISE_TEMPLATE if lists else POINTWISE
     of = adaptive(grading_template=template, consensus="off", audit_share=0.0)
     calm = begun(policy(of), PATHS[:6], learning=False).finish()
-    rng = random.Random(seed)
-    world = begun(policy(of), PATHS[:6], seed, learning=False)
-    for life in range(4):
-        for _ in range(rng.randint(1, 150)):
-            if not world.finished:
-                world.step()
-        if life == 0:
-            world.commit(len(world.facts))  # all files are known
-        world = world.resumed(seed + life)
-        world.open([])
-    world.finish()
+    world = cut_short(policy(of), PATHS[:6], seed)
     assert world.results() == calm.results()
     for one, other in ((world, calm), (calm, world)):
         steps = {(s.image, s.round, s.samples, s.gradings) for s in one.store.steps}
